@@ -1,0 +1,1 @@
+"""Measurements beside peers, each printed as a ratio within one run."""

@@ -1,0 +1,41 @@
+"""What every test stands on: no test touches the user's own directories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, cache and home below the test's own directory, for it and for what it starts."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+    monkeypatch.delenv("IBT_REPOSITORY", raising=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An empty directory to back up."""
+    path = tmp_path / "source"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Where a repository may be made."""
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def no_open_descriptors() -> Iterator[None]:
+    """The test leaves as many open descriptors as it found."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
