@@ -1,0 +1,171 @@
+"""Streams of JSON lines that know whether they are whole.
+
+A stream is zstd-compressed JSON Lines: a header line in a frame of its own, so that it can be read from the
+first few hundred bytes; records, one a line, in frames of about 1 MiB; and a trailer with the number of
+records and the BLAKE3 of all lines before it. States, cached indexes and index files are such streams.
+
+tar, zstd and JSON Lines all accept a file that was cut at a boundary; the trailer does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
+import msgspec
+import zstandard
+from blake3 import blake3
+
+from incremental_backups_tools.exceptions import StateFormatError
+
+FRAME_LEN: Final = 1 << 20
+MAX_LINE_LEN: Final = 1 << 26  # an entry with many extents or large extended attributes
+MAX_HEADER_LEN: Final = 1 << 24
+MAX_WINDOW_LEN: Final = 1 << 27
+_CHUNK_LEN: Final = 1 << 18
+
+
+class Trailer(msgspec.Struct, frozen=True):
+    """The last line: how many records there are, and the BLAKE3 (hex) of every line before this one."""
+
+    entries: int
+    blake3: str
+
+
+_trailer_decoder = msgspec.json.Decoder(Trailer)
+
+
+class RecordWriter:
+    """Writes one stream to a binary file. Call :meth:`close` to make it whole; without it, it never is."""
+
+    def __init__(self, file: BinaryIO, header: bytes, *, level: int = 3) -> None:
+        self._file = file
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self._hasher = blake3()
+        self._pending: list[bytes] = []
+        self._pending_len = 0
+        self._count = 0
+        self._add_line(header)
+        self._flush()
+
+    @property
+    def count(self) -> int:
+        """Records written so far."""
+        return self._count
+
+    def write(self, record: bytes) -> None:
+        """Append one record: JSON without a newline."""
+        self._add_line(record)
+        self._count += 1
+        if self._pending_len >= FRAME_LEN:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the trailer. The file itself stays open."""
+        self._flush()
+        trailer = Trailer(self._count, self._hasher.hexdigest())
+        self._add_line(msgspec.json.encode(trailer))
+        self._flush()
+
+    def _add_line(self, line: bytes) -> None:
+        self._pending += (line, b"\n")
+        self._pending_len += len(line) + 1
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        self._hasher.update(data)
+        self._file.write(self._compressor.compress(data))
+        self._pending, self._pending_len = [], 0
+
+
+class RecordReader:
+    """Reads one stream. Iterating to the end proves that it is whole and unaltered.
+
+    Args:
+        file: binary, at the stream's start.
+        what: names the stream in errors.
+
+    Raises:
+        StateFormatError: from the constructor and while iterating: not such a stream, cut, altered, or
+            with something after its end.
+    """
+
+    def __init__(self, file: BinaryIO, *, what: str) -> None:
+        self._what = what
+        self._hasher = blake3()
+        self._lines = _iter_lines(file, what)
+        header = next(self._lines, None)
+        if header is None:
+            raise StateFormatError(f"{what}: empty")
+        if len(header) > MAX_HEADER_LEN:
+            raise StateFormatError(f"{what}: the header is longer than {MAX_HEADER_LEN} bytes")
+        self.header: bytes = header
+
+    def __iter__(self) -> Iterator[bytes]:
+        hasher = self._hasher
+        hasher.update(self.header + b"\n")
+        count = 0
+        previous: bytes | None = None
+        for line in self._lines:
+            if previous is not None:
+                hasher.update(previous + b"\n")
+                count += 1
+                yield previous
+            previous = line
+        self._check_trailer(previous, count)
+
+    def _check_trailer(self, line: bytes | None, count: int) -> None:
+        if line is None:
+            raise StateFormatError(f"{self._what}: cut: the trailer is missing")
+        try:
+            trailer = _trailer_decoder.decode(line)
+        except msgspec.DecodeError:
+            raise StateFormatError(f"{self._what}: cut: the last line is not a trailer") from None
+        if trailer.entries != count:
+            raise StateFormatError(
+                f"{self._what}: the trailer promises {trailer.entries} entries, there are {count}"
+            )
+        if trailer.blake3 != self._hasher.hexdigest():
+            raise StateFormatError(
+                f"{self._what}: altered: expected BLAKE3 {trailer.blake3}, got {self._hasher.hexdigest()}"
+            )
+
+
+def read_header(start: bytes, *, what: str) -> bytes:
+    """The header line out of the first bytes of a stream.
+
+    Args:
+        start: at least the whole first frame.
+
+    Raises:
+        StateFormatError: *start* does not begin with a whole frame that holds one line.
+    """
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
+    try:
+        with decompressor.stream_reader(start) as reader:
+            line = reader.read(MAX_HEADER_LEN + 1)
+    except zstandard.ZstdError as error:
+        raise StateFormatError(f"{what}: {error}") from None
+    if not line.endswith(b"\n") or b"\n" in line[:-1]:
+        raise StateFormatError(f"{what}: does not begin with a header of one line")
+    return line[:-1]
+
+
+def _iter_lines(file: BinaryIO, what: str) -> Iterator[bytes]:
+    """Lines without their newline; memory is bounded by the longest allowed line."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
+    rest = b""
+    try:
+        with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as reader:
+            while chunk := reader.read(_CHUNK_LEN):
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()
+                if len(rest) > MAX_LINE_LEN:
+                    raise StateFormatError(f"{what}: a line is longer than {MAX_LINE_LEN} bytes")
+                yield from lines
+    except zstandard.ZstdError as error:
+        raise StateFormatError(f"{what}: damaged: {error}") from None
+    if rest:
+        raise StateFormatError(f"{what}: cut in the middle of a line")

@@ -1,0 +1,313 @@
+"""Walking a live tree in sort order, by directory descriptors.
+
+Every directory is opened relative to its parent's descriptor without following links, so nobody can lead
+the walk out of the tree by swapping a directory for a symlink, and no path is ever longer than one name.
+However deep the tree is, only the innermost directories stay open: one further up is opened again when the
+walk comes back to it, by ``..``, and must be the same one.
+
+A directory that cannot be listed is yielded with ``listed=False``: what lies below it is unknown, which is
+not the same as gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from incremental_backups_tools.exceptions import SourceError
+from incremental_backups_tools.tree.entry import ROOT, printable
+from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
+
+MAX_SMALL_FILE_LEN: Final = 1 << 20  # a .gitignore or .exclude longer than this is not one
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO that took a file's place must not wait for a writer.
+OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+# Descriptors that one walk holds, besides the root's. Few processes may have less than 256.
+MAX_OPEN_DIRS: Final = 32
+# What opening a directory says when there is none by that name any more.
+_NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+ProblemHandler = Callable[[bytes, str], None]
+
+
+@dataclass(slots=True)
+class Found:
+    """One name that the walk came by.
+
+    Attributes:
+        rel_path: its path below the root.
+        name: its last component; ``.`` for the root.
+        dir_fd: descriptor of the directory that holds it, open until the walk moves on. For the root, of the
+            root itself.
+        stat: as ``lstat`` saw it.
+        listed: False for a directory whose names could not be read.
+        fd: of a directory that is entered its own descriptor, open until the walk moves on.
+    """
+
+    rel_path: bytes
+    name: bytes
+    dir_fd: int
+    stat: os.stat_result
+    listed: bool = True
+    fd: int | None = None
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory that the walk is in. ``fd`` is -1 while it is closed, or where it cannot be had again."""
+
+    prefix: bytes  # the path with a slash; empty for the root
+    fd: int
+    identity: tuple[int, int]
+    names: Iterator[tuple[bytes, os.stat_result]]
+    scope: DirScope | None
+
+
+class Walk:
+    """One walk over the tree below *root*.
+
+    Args:
+        root: an existing directory; a symlink to one is followed, as the caller named it.
+        rules: what is excluded; None is nothing.
+        one_file_system: do not enter directories on other devices; they are yielded, empty.
+        on_problem: called with a path and a message for what cannot be read or is skipped.
+        on_unlisted: called with a directory of which the rest, or all with itself, stays unknown: it is not
+            where it was any more. *on_problem* is called too.
+        keep: decides by path alone which names stay, besides *rules*; None keeps all.
+        leave_out: identities (device and inode) of directories that are passed over, wherever they lie.
+        on_left_out: called with the path of each of these.
+
+    Raises:
+        SourceError: from :meth:`__iter__`: the root is missing, unreadable or not a directory.
+    """
+
+    def __init__(
+        self,
+        root: str | bytes | os.PathLike[str],
+        *,
+        rules: ExclusionRules | None = None,
+        one_file_system: bool = False,
+        on_problem: ProblemHandler,
+        on_unlisted: Callable[[bytes], None] | None = None,
+        keep: Callable[[bytes], bool] | None = None,
+        leave_out: Collection[tuple[int, int]] = (),
+        on_left_out: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._leave_out = leave_out
+        self._on_left_out = on_left_out
+        self._root = os.fsencode(root)
+        self._rules = rules
+        self._one_file_system = one_file_system
+        self._on_problem = on_problem
+        self._on_unlisted = on_unlisted
+        self._keep = keep
+        self._device = -1
+        self._levels: list[_Level] = []
+
+    def __iter__(self) -> Iterator[Found]:
+        root_fd = self._open_root()
+        try:
+            root_stat = os.fstat(root_fd)
+            self._device = root_stat.st_dev
+            names = self._list(root_fd, ROOT)
+            if names is None:
+                raise SourceError(f"{printable(self._root)}: the directory cannot be listed")
+            scope = None
+            if self._rules is not None:
+                scope = root_scope(
+                    self._rules, [name for name, _ in names], self._small_file_reader(root_fd, b"")
+                )
+        except BaseException:
+            os.close(root_fd)
+            raise
+        self._levels.append(_Level(b"", root_fd, _identity(root_stat), iter(names), scope))
+        try:
+            yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd)
+            yield from self._descend()
+        finally:
+            for level in self._levels:
+                _close(level)
+            self._levels.clear()
+
+    def _open_root(self) -> int:
+        try:
+            return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"{printable(self._root)}: {error.strerror}") from error
+
+    def _descend(self) -> Iterator[Found]:
+        levels = self._levels
+        while levels:
+            level = levels[-1]
+            for name, info in level.names:
+                is_dir = stat.S_ISDIR(info.st_mode)
+                if level.scope is not None and level.scope.excludes(name, is_dir):
+                    continue
+                rel_path = level.prefix + name
+                if self._keep is not None and not self._keep(rel_path):
+                    continue
+                if not is_dir:
+                    yield Found(rel_path, name, level.fd, info)
+                    continue
+                entered = yield from self._enter(level, rel_path, name, info)
+                if entered:
+                    break
+            else:
+                self._leave()
+
+    def _enter(
+        self, level: _Level, rel_path: bytes, name: bytes, info: os.stat_result
+    ) -> Generator[Found, None, bool]:
+        """Yield a directory; return whether the walk goes on inside it."""
+        if _identity(info) in self._leave_out:
+            if self._on_left_out is not None:
+                self._on_left_out(rel_path)
+            return False
+        if self._one_file_system and info.st_dev != self._device:
+            yield Found(rel_path, name, level.fd, info)
+            return False
+        try:
+            fd = os.open(name, _OPEN_DIR, dir_fd=level.fd)
+        except OSError as error:
+            if error.errno in _NO_DIRECTORY:
+                self._report_lost(rel_path, "vanished, or is no directory any more, before it was read")
+            else:
+                self._on_problem(rel_path, f"cannot open the directory: {error.strerror}")
+                yield Found(rel_path, name, level.fd, info, listed=False)
+            return False
+        try:
+            names = self._list(fd, rel_path)
+            if names is not None:
+                info = os.fstat(fd)
+            yield Found(rel_path, name, level.fd, info, listed=names is not None, fd=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if names is None:
+            os.close(fd)
+            return False
+        scope = level.scope
+        if scope is not None:
+            reader = self._small_file_reader(fd, rel_path + b"/")
+            scope = scope.child(name, [child for child, _ in names], reader)
+        self._levels.append(_Level(rel_path + b"/", fd, _identity(info), iter(names), scope))
+        if len(self._levels) > MAX_OPEN_DIRS + 1:  # the root's stays open
+            _close(self._levels[-1 - MAX_OPEN_DIRS])
+        return True
+
+    def _leave(self) -> None:
+        """Go back from a directory that is done to the one that it lies in, and open that again if need be."""
+        level = self._levels.pop()
+        try:
+            if self._levels and self._levels[-1].fd < 0:
+                self._reopen(self._levels[-1], level.fd)
+        finally:
+            _close(level)
+
+    def _reopen(self, level: _Level, child_fd: int) -> None:
+        """Open *level* again, from the directory in it or from the root; or give up the rest of its names."""
+        reason = "another directory has its place"
+        for way in (self._open_above, self._open_from_root):
+            try:
+                fd = way(level, child_fd)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                continue
+            if _identity(os.fstat(fd)) == level.identity:
+                level.fd = fd
+                return
+            os.close(fd)
+        if next(level.names, None) is not None:
+            self._report_lost(level.prefix[:-1], f"was moved away while it was read: {reason}")
+        level.names = iter(())
+
+    def _open_above(self, level: _Level, child_fd: int) -> int:
+        return os.open(b"..", _OPEN_DIR, dir_fd=child_fd)
+
+    def _open_from_root(self, level: _Level, child_fd: int) -> int:
+        root_fd = fd = self._levels[0].fd
+        for name in level.prefix[:-1].split(b"/"):
+            try:
+                child = os.open(name, _OPEN_DIR, dir_fd=fd)
+            finally:
+                if fd != root_fd:
+                    os.close(fd)
+            fd = child
+        return fd
+
+    def _report_lost(self, rel_path: bytes, message: str) -> None:
+        self._on_problem(rel_path, message)
+        if self._on_unlisted is not None:
+            self._on_unlisted(rel_path)
+
+    def _list(self, fd: int, rel_path: bytes) -> list[tuple[bytes, os.stat_result]] | None:
+        """Names and stats of one directory, sorted by name; None when it cannot be read."""
+        found: list[tuple[bytes, os.stat_result]] = []
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    try:
+                        found.append((name, entry.stat(follow_symlinks=False)))
+                    except FileNotFoundError:
+                        continue  # went between listing and stat: as if it had gone before
+        except OSError as error:
+            self._on_problem(rel_path, f"cannot list the directory: {error.strerror}")
+            return None
+        found.sort(key=lambda pair: pair[0])
+        return found
+
+    def _small_file_reader(self, dir_fd: int, prefix: bytes) -> Callable[[bytes], bytes | None]:
+        """A reader of small files in one directory, for exclusion rules that live in the tree.
+
+        A rule that cannot be read is a problem, not a rule that says nothing: more is backed up than was meant.
+        """
+
+        def read(name: bytes) -> bytes | None:
+            try:
+                return _read_small_file(dir_fd, name)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                self._on_problem(prefix + name, f"cannot read exclusion rules: {error.strerror}")
+                return None
+
+        return read
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def _close(level: _Level) -> None:
+    if level.fd >= 0:
+        os.close(level.fd)
+        level.fd = -1
+
+
+def _read_small_file(dir_fd: int, name: bytes) -> bytes | None:
+    """The content of a regular file; None for anything else.
+
+    Raises:
+        OSError: it cannot be read, or is too long to be what is looked for.
+    """
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISREG(info.st_mode):
+        return None
+    fd = os.open(name, OPEN_FILE, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = b""
+        while chunk := os.read(fd, MAX_SMALL_FILE_LEN + 1 - len(data)):
+            data += chunk
+            if len(data) > MAX_SMALL_FILE_LEN:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return data
+    finally:
+        os.close(fd)
