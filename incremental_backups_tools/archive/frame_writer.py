@@ -1,0 +1,134 @@
+"""Writing a file of independent zstd frames, compressed in parallel and in order, that can be rewound."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import zstandard
+from blake3 import blake3
+
+from incremental_backups_tools.archive.seek_table import MAX_FRAMES, encode_seek_table
+from incremental_backups_tools.exceptions import LimitExceededError
+
+
+class FrameWriter:
+    """Compresses what it is given, a frame a call, and closes the file with its seek table.
+
+    The digest of the file is taken as the frames are written, so nothing is read back. Frames after the mark
+    may be taken back by :meth:`rewind`; the state of the hash at the mark is kept for that (about 2 KB).
+
+    After an exception from the file or the compression nothing more can be written: what lies in the file is
+    unknown, and every later call raises ``ValueError``.
+
+    Args:
+        file: as for VolumeWriter.
+        level: zstd's.
+        pool: where to compress; None is in the calling thread.
+        max_in_flight: most frames that are compressed or wait for it at a time.
+    """
+
+    def __init__(self, file: BinaryIO, *, level: int, pool: Executor | None, max_in_flight: int) -> None:
+        self._file = file
+        self._level = level
+        self._pool = pool
+        self._max_in_flight = max_in_flight
+        self._threads = threading.local()
+        self._pending: deque[tuple[Future[bytes], int]] = deque()
+        self._compressed_lens = array("I")
+        self._tar_lens = array("I")
+        self._hasher = blake3()
+        self._mark: int | None = None
+        self._hasher_at_mark = self._hasher
+        self._unusable = False
+
+    def submit(self, data: bytearray) -> None:
+        """Take *data*, which must not change any more, as the next frame."""
+        with self._all_or_unusable():
+            if self._frame_count >= MAX_FRAMES:
+                raise LimitExceededError(f"a volume has at most {MAX_FRAMES} frames")
+            if self._pool is None:
+                self._write_frame(self._compress(data), len(data))
+                return
+            self._pending.append((self._pool.submit(self._compress, data), len(data)))
+            while len(self._pending) > self._max_in_flight or (self._pending and self._pending[0][0].done()):
+                self._write_oldest()
+
+    def set_mark(self) -> None:
+        """Let :meth:`rewind` come back to here. There is one mark, the newest."""
+        self._mark = self._frame_count
+        self._keep_hasher_at_mark()
+
+    def rewind(self) -> None:
+        """Forget all frames since the mark and cut the file there."""
+        if self._mark is None:
+            raise ValueError("rewind() without a mark")
+        with self._all_or_unusable():
+            while self._pending and self._frame_count > self._mark:
+                self._pending.pop()[0].cancel()
+            if len(self._tar_lens) > self._mark:
+                del self._compressed_lens[self._mark :], self._tar_lens[self._mark :]
+                self._file.seek(sum(self._compressed_lens))
+                self._file.truncate()
+                self._hasher = self._hasher_at_mark.copy()
+
+    def finish(self) -> tuple[int, bytes]:
+        """Write what is in flight and the seek table, and flush.
+
+        Returns:
+            The file's size and BLAKE3 digest.
+        """
+        with self._all_or_unusable():
+            while self._pending:
+                self._write_oldest()
+            table = encode_seek_table(self._compressed_lens, self._tar_lens)
+            self._write(table)
+            self._file.flush()
+        return sum(self._compressed_lens) + len(table), self._hasher.digest()
+
+    @property
+    def _frame_count(self) -> int:
+        return len(self._tar_lens) + len(self._pending)
+
+    @contextmanager
+    def _all_or_unusable(self) -> Iterator[None]:
+        if self._unusable:
+            raise ValueError("this volume failed before and cannot be continued")
+        self._unusable = True
+        yield
+        self._unusable = False
+
+    def _compress(self, data: bytearray) -> bytes:
+        compressor: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
+        if compressor is None:
+            compressor = zstandard.ZstdCompressor(
+                level=self._level, write_checksum=True, write_content_size=True
+            )
+            self._threads.compressor = compressor
+        return compressor.compress(data)
+
+    def _write_oldest(self) -> None:
+        future, tar_len = self._pending.popleft()
+        self._write_frame(future.result(), tar_len)
+
+    def _write_frame(self, compressed: bytes, tar_len: int) -> None:
+        self._write(compressed)
+        self._compressed_lens.append(len(compressed))
+        self._tar_lens.append(tar_len)
+        self._keep_hasher_at_mark()
+
+    def _keep_hasher_at_mark(self) -> None:
+        # Frames before the mark may still be in flight when it is set.
+        if len(self._tar_lens) == self._mark:
+            self._hasher_at_mark = self._hasher.copy()
+
+    def _write(self, data: bytes) -> None:
+        if self._file.write(data) != len(data):
+            raise OSError(errno.EIO, "the file took only a part of what was written")
+        self._hasher.update(data)
