@@ -1,0 +1,327 @@
+"""Storing the content of one regular file: nothing, a delta, or a whole copy, with its signature.
+
+Nothing is stored of a content that is held already, by the same path of the parent or by any other, or that
+this backup has stored before. A file is known by its digest, which is there only after it was read: a small
+one is held in memory until then, a large one is hashed first where a content of its size is known.
+
+The file is live. Each read is one consistent state of it or is repeated (``tree/reading.py``); what an
+abandoned read had put into a volume is taken back.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import BinaryIO, Final, cast
+
+import msgspec
+from blake3 import blake3
+
+from incremental_backups_tools.archive.members import file_member, plain_member, sparse_member
+from incremental_backups_tools.archive.sparse_map import encode_sparse_map
+from incremental_backups_tools.archive.tar import TarMember
+from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.known_content import Known, KnownContent
+from incremental_backups_tools.chain.policy import delta_pays, is_signed, may_delta
+from incremental_backups_tools.chain.resolve import ResolvedEntry
+from incremental_backups_tools.chain.signature_delta import make_signature_delta
+from incremental_backups_tools.chain.volumes import VolumeSet
+from incremental_backups_tools.delta import (
+    DeltaAndSignatureBuilder,
+    Signature,
+    SignatureBuilder,
+    choose_block_len,
+)
+from incremental_backups_tools.exceptions import SourceError
+from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
+from incremental_backups_tools.tree.metadata import capture
+from incremental_backups_tools.tree.reading import OpenedFile, read_stable
+from incremental_backups_tools.tree.sparse import data_len, iter_zeros
+from incremental_backups_tools.tree.walk import Found
+
+# A file up to this size is held in memory while it is read, so that it needs no rollback.
+SMALL_FILE_LEN: Final = 1 << 20
+_DELTA_SPOOL_LEN: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContent:
+    """What became of a file's content.
+
+    Attributes:
+        entry: the file as it was read, with its digest, without locations.
+        data: where the bytes are; None when the content is the parent's.
+        is_delta: *data* is a delta of the parent's content.
+        sig: where the new signature is.
+        known: who else has the content, in the parent or in this backup, where it is not the same path.
+        bytes_read: from the source, over all attempts.
+    """
+
+    entry: Entry
+    data: Location | None
+    is_delta: bool
+    sig: SignatureRef | None
+    stable: bool
+    bytes_read: int
+    known: Known | None = None
+
+
+class _Reading:
+    """Part of every consumer: the file as it is read, its digest, how much was read."""
+
+    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile) -> None:
+        try:
+            entry = capture(found, opened.stat, fd=opened.fd)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{printable(found.rel_path)}: cannot read its metadata: {error}") from error
+        self.entry = msgspec.structs.replace(entry, sparse=opened.extents)
+        self.hasher = blake3()
+        self._storer = storer
+
+    @property
+    def data_len(self) -> int:
+        """How much of the content is not in holes."""
+        return self.entry.size if self.entry.sparse is None else data_len(self.entry.sparse)
+
+    def update(self, chunk: bytes) -> None:
+        """Data of the file."""
+        self._storer.bytes_read += len(chunk)
+        self.take(chunk)
+        self.store(chunk)
+
+    def hole(self, length: int) -> None:
+        """A hole, which is part of the content, but needs neither reading nor storing."""
+        for zeros in iter_zeros(length):
+            self.take(zeros)
+
+    def take(self, chunk: bytes) -> None:
+        """Whatever is made of the whole content."""
+        self.hasher.update(chunk)
+
+    def store(self, chunk: bytes) -> None:
+        """Keep data."""
+
+
+class _HashOnly(_Reading):
+    """Reads to compare: most likely nothing changed."""
+
+    def abandon(self) -> None:
+        """Nothing was stored."""
+
+
+class _Delta(_Reading):
+    """Makes a delta against the old signature, and the new signature, in one pass."""
+
+    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile, old: Signature) -> None:
+        super().__init__(storer, found, opened)
+        self.out = cast(BinaryIO, tempfile.SpooledTemporaryFile(_DELTA_SPOOL_LEN, prefix="ibt-delta-"))
+        block_len = choose_block_len(opened.stat.st_size)
+        self._builder = DeltaAndSignatureBuilder(old, out=self.out, block_len=block_len)
+
+    def take(self, chunk: bytes) -> None:
+        super().take(chunk)
+        self._builder.update(chunk)
+
+    def abandon(self) -> None:
+        self.out.close()
+
+    def finish(self) -> tuple[int, bytes]:
+        """The length of the delta and the new signature."""
+        result = self._builder.finish()
+        return result.stats.delta_len, result.signature
+
+
+class _Whole(_Reading):
+    """Puts the whole content into a volume: at once from memory, or as it comes when it is large.
+
+    A file with holes is a sparse member: its map, then its data alone.
+    """
+
+    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile, volumes: VolumeSet) -> None:
+        super().__init__(storer, found, opened)
+        size = opened.stat.st_size
+        self._volumes = volumes
+        self._map = b"" if opened.extents is None else encode_sparse_map(opened.extents)
+        if opened.extents is None:
+            self._member = file_member(self.entry)
+        else:
+            self._member = sparse_member(self.entry, len(self._map) + self.data_len)
+        self._signature = SignatureBuilder(block_len=choose_block_len(size)) if is_signed(size) else None
+        self._chunks: list[bytes] | None = None
+        self._location: Location | None = None
+        if self._member.size <= SMALL_FILE_LEN:
+            self._chunks = [self._map]
+        else:
+            self._location = volumes.begin(self._member)
+            volumes.write(self._map)
+
+    def take(self, chunk: bytes) -> None:
+        super().take(chunk)
+        if self._signature is not None:
+            self._signature.update(chunk)
+
+    def store(self, chunk: bytes) -> None:
+        if self._chunks is None:
+            self._volumes.write(chunk)
+        else:
+            self._chunks.append(chunk)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is in a volume yet."""
+        return self._chunks is not None
+
+    def abandon(self) -> None:
+        if self._chunks is None:
+            self._volumes.rollback()
+        self._chunks = []
+
+    def finish(self) -> tuple[Location, bytes | None]:
+        """Where the content lies, and its signature."""
+        location = self._location
+        if location is None:
+            location = self._volumes.add(self._member, b"".join(self._chunks or ()))
+        else:
+            self._volumes.end()
+        if self.entry.sparse is not None:
+            offset = location.offset + len(self._map)
+            location = Location(location.file, offset, self.data_len, self.entry.sparse)
+        return location, self._signature.finish() if self._signature is not None else None
+
+
+class ContentStorer:
+    """Stores contents for one backup.
+
+    Args:
+        whole: the volumes that take whole copies.
+        updated: the volumes that take deltas; None in a full.
+        sigvault: the volumes that take signatures.
+        archives: where the parent's signatures are read; None in a full.
+        known: the contents that need not be stored again.
+    """
+
+    def __init__(
+        self,
+        *,
+        whole: VolumeSet,
+        updated: VolumeSet | None,
+        sigvault: VolumeSet,
+        archives: Archives | None,
+        known: KnownContent,
+    ) -> None:
+        self._whole = whole
+        self._updated = updated
+        self._sigvault = sigvault
+        self._archives = archives
+        self._known = known
+        self.bytes_read = 0
+
+    def store(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
+        """Read *found* and store what is new about it.
+
+        Args:
+            parent: the same path in the parent's index, where it had content.
+
+        Raises:
+            SourceError: gone, unreadable, its metadata too, or shrinking at every attempt.
+            OSError: a temporary file cannot be written.
+        """
+        holder = parent if parent is not None and parent.content_digest is not None else None
+        size = found.stat.st_size
+        is_alike = holder is not None and _looks_unchanged(found.stat, holder.entry)
+        before = holder.content_digest if holder is not None else None
+        if is_alike or (size > SMALL_FILE_LEN and self._known.has_size(size, but=before)):
+            reading, _, stable = read_stable(found, lambda opened: _HashOnly(self, found, opened))
+            held = self._held(reading, stable, holder)
+            if held is not None:
+                return held
+        stored = self._store_delta(found, holder) if holder is not None else None
+        return stored if stored is not None else self._store_whole(found, holder)
+
+    def _held(self, reading: _Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
+        """What was read, if nothing need be stored of it."""
+        digest = reading.hasher.digest()
+        if parent is not None and digest == parent.content_digest:
+            return self._same(reading, stable, parent)
+        known = self._known.find(reading.entry.size, digest) if stable else None
+        if known is None:
+            return None
+        entry = _with_digest(reading)
+        if known.is_parent:
+            return StoredContent(entry, None, False, None, stable, self.bytes_read, known)
+        data, sigs = known.resolved.data, known.resolved.sigs
+        sig = None
+        if sigs and known.resolved.sig_digest is not None:
+            place = sigs[-1]
+            sig = SignatureRef(place.file, place.offset, place.length, known.resolved.sig_digest)
+        return StoredContent(entry, data[-1], len(data) > 1, sig, stable, self.bytes_read, known)
+
+    def _same(self, reading: _Reading, stable: bool, parent: ResolvedEntry) -> StoredContent:
+        entry = _with_digest(reading)
+        if parent.entry.sparse is not None and entry.sparse is not None:
+            # Where exactly holes are may change without anybody writing; that alone is no change.
+            entry = msgspec.structs.replace(entry, sparse=parent.entry.sparse)
+        return StoredContent(entry, None, False, None, stable, self.bytes_read)
+
+    def _store_delta(self, found: Found, parent: ResolvedEntry) -> StoredContent | None:
+        """Store a delta if there is a signature and it pays; None where a whole copy is better."""
+        if self._updated is None or self._archives is None:
+            return None
+        if not is_signed(found.stat.st_size) or not may_delta(found.stat.st_size, parent.data):
+            return None
+        old = self._archives.signature_of(parent)
+        if old is None:
+            return None
+        reading, info, stable = read_stable(found, lambda opened: _Delta(self, found, opened, old))
+        try:
+            held = self._held(reading, stable, parent)
+            if held is not None:
+                return held
+            delta_len, signature = reading.finish()
+            if not delta_pays(reading.data_len, delta_len, parent.data):
+                return None
+            location = self._add_delta(self._updated, reading, delta_len)
+            sig = self._add_signature(reading.entry, signature, old) if is_signed(info.st_size) else None
+            return StoredContent(_with_digest(reading), location, True, sig, stable, self.bytes_read)
+        finally:
+            reading.out.close()
+
+    def _add_delta(self, volumes: VolumeSet, reading: _Delta, delta_len: int) -> Location:
+        member = file_member(reading.entry, size=delta_len)
+        reading.out.seek(0)
+        if delta_len <= SMALL_FILE_LEN:
+            return volumes.add(member, reading.out.read())
+        location = volumes.begin(member)
+        while chunk := reading.out.read(SMALL_FILE_LEN):
+            volumes.write(chunk)
+        volumes.end()
+        return location
+
+    def _store_whole(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
+        reading, _, stable = read_stable(found, lambda opened: _Whole(self, found, opened, self._whole))
+        # One that is in a volume already was hashed before, or its size is nobody's: it would not be found.
+        held = self._held(reading, stable and reading.is_held, parent)
+        if held is not None:
+            reading.abandon()
+            return held
+        location, signature = reading.finish()
+        sig = self._add_signature(reading.entry, signature) if signature is not None else None
+        return StoredContent(_with_digest(reading), location, False, sig, stable, self.bytes_read)
+
+    def _add_signature(self, entry: Entry, signature: bytes, old: Signature | None = None) -> SignatureRef:
+        """Store a signature, as a delta from *old* where that is smaller."""
+        delta = make_signature_delta(old, signature) if old is not None else None
+        data = signature if delta is None else delta
+        member: TarMember = plain_member(entry.path, len(data), mtime_ns=entry.mtime_ns)
+        location = self._sigvault.add(member, data)
+        return SignatureRef(location.file, location.offset, location.length, blake3(signature).hexdigest())
+
+
+def _with_digest(reading: _Reading) -> Entry:
+    return msgspec.structs.replace(reading.entry, digest=reading.hasher.digest())
+
+
+def _looks_unchanged(info: os.stat_result, old: Entry) -> bool:
+    """Size and mtime agree, so that reading will most likely show the same content."""
+    return info.st_size == old.size and info.st_mtime_ns == old.mtime_ns

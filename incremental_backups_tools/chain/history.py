@@ -1,0 +1,161 @@
+"""The backups of one key, as a repository holds them: their headers, their parents, their states."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from incremental_backups_tools.chain.resolve import ChainState, check_chain
+from incremental_backups_tools.chain.state import (
+    HEADER_READ_LEN,
+    StateHeader,
+    StateLine,
+    StateReader,
+    header_of_start,
+)
+from incremental_backups_tools.exceptions import ChainError, StateFormatError
+from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.repository.locations import default_repository
+from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.tree.records import MAX_HEADER_LEN
+
+# A chain that goes in a circle is refused by its ids, which must fall; this bounds hostile length.
+MAX_CHAIN_LEN: Final = 100_000
+
+# What a caller names a repository by.
+RepositoryPlace = str | os.PathLike[str] | Repository
+
+
+class History:
+    """Backups of *key*, read when they are asked for.
+
+    Attributes:
+        backup_ids: of every backup whose state is there, sorted, oldest first.
+    """
+
+    def __init__(self, repository: Repository, key: str) -> None:
+        self._repository = repository
+        self.key = key
+        self._backups = {stored.name.backup_id: stored.name for stored in repository.backups(key)}
+        self.backup_ids: list[str] = sorted(self._backups)
+        self._headers: dict[str, StateHeader] = {}
+
+    def header(self, backup_id: str) -> StateHeader:
+        """The header of one backup's state, read by range.
+
+        Raises:
+            ChainError: there is no such backup.
+            StateFormatError, UnsupportedVersionError: its state is damaged or newer.
+            RepositoryError: it cannot be read.
+        """
+        if backup_id not in self._headers:
+            self._headers[backup_id] = self._read_header(backup_id)
+        return self._headers[backup_id]
+
+    def headers(self) -> list[StateHeader]:
+        """All headers, oldest first."""
+        return [self.header(backup_id) for backup_id in self.backup_ids]
+
+    def latest(self) -> StateHeader | None:
+        """The newest backup; None where there is none."""
+        return self.header(self.backup_ids[-1]) if self.backup_ids else None
+
+    def chain_to(self, backup_id: str) -> list[StateHeader]:
+        """The headers from the full that *backup_id* stands on to itself.
+
+        Raises:
+            ChainError: one of them is missing, or they contradict each other.
+        """
+        chain = [self.header(backup_id)]
+        while (parent := chain[-1].parent) is not None:
+            if parent not in self._backups:
+                raise ChainError(
+                    f"{self.key}@{backup_id} stands on backup {parent}, which the repository does not have"
+                )
+            if len(chain) >= MAX_CHAIN_LEN:
+                raise ChainError(f"{self.key}@{backup_id} stands on more than {MAX_CHAIN_LEN} backups")
+            chain.append(self.header(parent))
+        chain.reverse()
+        check_chain(chain)
+        return chain
+
+    def states(self, backup_id: str) -> list[ChainState]:
+        """The states of the chain to *backup_id*, full first, for resolving."""
+        return [
+            ChainState(header, functools.partial(self.lines, header.id))
+            for header in self.chain_to(backup_id)
+        ]
+
+    def lines(self, backup_id: str) -> Iterator[StateLine]:
+        """Every line of one state. Iterating to the end proves the state whole."""
+        name = self.state_name(backup_id)
+        with self._repository.store.open(name) as file:
+            reader = StateReader(file, what=name)
+            self._check_identity(reader.header, backup_id, name)
+            yield from reader
+
+    def state_name(self, backup_id: str) -> str:
+        """The name of a backup's state in the repository."""
+        if backup_id not in self._backups:
+            raise ChainError(f"{self.key}: there is no backup {backup_id}")
+        return self._backups[backup_id].path
+
+    def _read_header(self, backup_id: str) -> StateHeader:
+        name = self.state_name(backup_id)
+        store = self._repository.store
+        size = store.size(name)
+        length = HEADER_READ_LEN
+        while True:
+            start = store.read_range(name, 0, min(length, size))
+            try:
+                header = header_of_start(start, what=name)
+                break
+            except StateFormatError:
+                if length >= min(size, MAX_HEADER_LEN):
+                    raise
+                length *= 8
+        self._check_identity(header, backup_id, name)
+        return header
+
+    def _check_identity(self, header: StateHeader, backup_id: str, name: str) -> None:
+        """A state under another backup's name is damage, or somebody's trick."""
+        generation = self._backups[backup_id].generation
+        if (header.key, header.id, header.generation) != (self.key, backup_id, generation):
+            raise StateFormatError(
+                f"{name}: holds the state of {header.key}@{header.id}, generation {header.generation}"
+            )
+
+
+def identities(chain: Iterable[StateHeader]) -> list[tuple[str, int]]:
+    """What a resolved index was made from: id and generation of each state, full first."""
+    return [(header.id, header.generation) for header in chain]
+
+
+def open_repository(place: RepositoryPlace | None) -> Repository:
+    """The repository at *place*, for reading.
+
+    Raises:
+        RepositoryNotFoundError: there is none.
+    """
+    if isinstance(place, Repository):
+        return place
+    return Repository.open(default_repository() if place is None else place)
+
+
+def open_history(repository: Repository, key: str) -> History:
+    """The backups of *key*.
+
+    Raises:
+        ChainError: there are none.
+    """
+    try:
+        validate_key(key)
+    except ValueError as error:
+        raise ChainError(str(error)) from None
+    history = History(repository, key)
+    if not history.backup_ids:
+        known = ", ".join(repository.keys()) or "none"
+        raise ChainError(f"{repository.store.url} has no backup of {key!r}; its keys: {known}")
+    return history

@@ -1,0 +1,109 @@
+"""The index that a backup stands on, and the table of its contents: cached on this machine, or rebuilt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from incremental_backups_tools.chain.index_cache import (
+    INDEX_NAME,
+    CachedEntry,
+    IndexCacheWriter,
+    IndexIdentity,
+    cached_index_token,
+    open_cached_index,
+)
+from incremental_backups_tools.chain.known_content import ContentTable
+from incremental_backups_tools.chain.resolve import ResolvedEntry
+from incremental_backups_tools.exceptions import ChainError
+from incremental_backups_tools.repository.cache import Cache
+
+CONTENTS_NAME: Final = "index-contents"
+
+
+@dataclass(frozen=True, slots=True)
+class ParentIndex:
+    """The index that a backup stands on.
+
+    Attributes:
+        entries: to be iterated once.
+        file: the same, for single lines.
+        contents: places in *file*.
+    """
+
+    entries: Iterator[CachedEntry]
+    file: BinaryIO
+    contents: ContentTable
+
+    def close(self) -> None:
+        """Close the file and the table."""
+        self.contents.close()
+        self.file.close()
+
+
+def open_parent_index(
+    cache: Cache,
+    expected: IndexIdentity,
+    resolve_states: Callable[[], Iterable[ResolvedEntry]],
+    make_file: Callable[[], BinaryIO],
+) -> ParentIndex:
+    """The *expected* index out of the cache; what of it is missing, damaged or of another index is made again.
+
+    Args:
+        resolve_states: the same entries from the repository, without what only this machine knows.
+        make_file: makes an empty temporary file.
+
+    Raises:
+        ChainError, IntegrityError, StateFormatError, RepositoryError: from *resolve_states*.
+    """
+    file = cache.open(INDEX_NAME)
+    if file is None:
+        return rebuild_parent_index(resolve_states(), expected, make_file())
+    try:
+        entries = open_cached_index(file, expected)
+        if entries is not None:
+            path = os.path.join(cache.fs_path, CONTENTS_NAME)
+            contents = ContentTable.open(path, cached_index_token(file))
+            if contents is not None:
+                kept, file = file, None
+                return ParentIndex(entries, kept, contents)
+            return rebuild_parent_index((cached.resolved for cached in entries), expected, make_file())
+    finally:
+        if file is not None:
+            file.close()
+    return rebuild_parent_index(resolve_states(), expected, make_file())
+
+
+def rebuild_parent_index(
+    entries: Iterable[ResolvedEntry], identity: IndexIdentity, file: BinaryIO
+) -> ParentIndex:
+    """The same from resolved entries, in the empty file *file*.
+
+    Raises:
+        ChainError, IntegrityError, StateFormatError: from *entries*.
+    """
+    contents = ContentTable.create()
+    try:
+        writer = IndexCacheWriter(file, note=contents.add)
+        for resolved in entries:
+            writer.write(resolved)
+        writer.close(identity)
+        read = open_cached_index(file, identity)
+        if read is None:
+            raise ChainError("the index could not be read back from a temporary file")
+    except BaseException:
+        contents.close()
+        raise
+    return ParentIndex(read, file, contents)
+
+
+def keep_index(cache: Cache, index_file: BinaryIO, token: str, contents: ContentTable) -> None:
+    """Put a new index and its table into the cache. Written in part, the table is of no index."""
+    index_file.seek(0)
+    with cache.replace(INDEX_NAME) as out:
+        while chunk := index_file.read(1 << 20):
+            out.write(chunk)
+    with cache.replace(CONTENTS_NAME) as out:
+        contents.save(token, out)

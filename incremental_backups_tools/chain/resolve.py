@@ -1,0 +1,315 @@
+"""From a chain's states to the index at its end: a merge join of sorted streams.
+
+A state names its own archives, and otherwise its parent's index by path. Resolving replaces every such path by
+the places where the bytes lie: each :class:`ResolvedEntry` lists every location that rebuilds its content and
+every one that rebuilds its signature, base first.
+
+Memory grows with the number of hard links, renames and copies on the chain, not with the tree: streams are in
+path order, but what a ``from`` names lies anywhere in the parent, so these few are gathered by a pass of
+their own before the entries are handed out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Final
+
+from incremental_backups_tools.chain.state import StateHeader, StateLine
+from incremental_backups_tools.exceptions import ChainError, IntegrityError
+from incremental_backups_tools.repository.layout import Role, parse_object_name
+from incremental_backups_tools.tree.diff import CREATED, DELETED, METADATA, content_identity
+from incremental_backups_tools.tree.entry import FILE, Entry, IndexDigest, Location, printable, sort_key
+
+# A version stands on another at most twice in one backup: a link on its target, that on the parent's path.
+_STEPS_PER_BACKUP: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEntry:
+    """An entry and where its bytes lie.
+
+    Attributes:
+        data: a whole copy, then deltas in the order in which they are applied. Of a hard link: its target's.
+        sigs: a whole signature, then deltas of signatures.
+        sig_digest: BLAKE3 (hex) of the resolved signature; None where there is none.
+        content_digest: BLAKE3 of the content; of a hard link its target's.
+    """
+
+    entry: Entry
+    data: tuple[Location, ...] = ()
+    sigs: tuple[Location, ...] = ()
+    sig_digest: str | None = None
+    content_digest: bytes | None = None
+
+    def with_entry(self, entry: Entry) -> ResolvedEntry:
+        """The same bytes for another entry."""
+        return ResolvedEntry(entry, self.data, self.sigs, self.sig_digest, self.content_digest)
+
+    @property
+    def path(self) -> bytes:
+        """The entry's path."""
+        return self.entry.path
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """A path at one level of the chain. What lies before its own locations is the version *base* names."""
+
+    entry: Entry
+    data: tuple[Location, ...] = ()
+    sigs: tuple[Location, ...] = ()
+    sig_digest: str | None = None
+    base: tuple[int, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainState:
+    """A state of a chain as the resolver needs it: its header, and a way to read its lines from the start."""
+
+    header: StateHeader
+    lines: Callable[[], Iterable[StateLine]]
+
+
+def check_chain(headers: Sequence[StateHeader]) -> None:
+    """Check that *headers*, full first, name each other as parents, by id and by index digest.
+
+    Raises:
+        ChainError: they do not.
+    """
+    if not headers or headers[0].parent is not None:
+        raise ChainError("a chain must begin with a full backup")
+    for parent, child in pairwise(headers):
+        if child.parent != parent.id or child.key != parent.key:
+            raise ChainError(f"backup {child.id} stands on {child.parent}, not on {parent.id}")
+        if child.parent_index_digest != parent.index_digest:
+            raise ChainError(
+                f"backup {child.id} was made on an index of {parent.id} with digest "
+                f"{child.parent_index_digest}, but that one's is {parent.index_digest}"
+            )
+
+
+def resolve(states: Sequence[ChainState]) -> Iterator[ResolvedEntry]:
+    """The index that the chain *states*, full first, leads to, in sort order.
+
+    Iterating to the end checks it against the digest that the last state promises.
+
+    Raises:
+        ChainError: the states do not form a chain, or one of them contradicts its parent.
+        IntegrityError: the index does not have the promised digest.
+        StateFormatError, UnsafePathError, LimitExceededError: a state is damaged.
+    """
+    check_chain([state.header for state in states])
+    return _Resolver(states).entries()
+
+
+def resolve_versions(states: Sequence[ChainState]) -> Iterator[tuple[int, ResolvedEntry]]:
+    """Every version that the chain *states*, full first, brought, as (level, entry), in one pass.
+
+    A metadata change is a version too. Iterating to the end checks the index digest of every state on the way.
+
+    Raises:
+        as :func:`resolve`.
+    """
+    check_chain([state.header for state in states])
+    return _Resolver(states, all_levels=True).versions()
+
+
+class _Resolver:
+    def __init__(self, states: Sequence[ChainState], *, all_levels: bool = False) -> None:
+        self._states = states
+        self._all_levels = all_levels
+        self._last = len(states) - 1
+        self._captured: dict[tuple[int, bytes], _Version] = {}
+        self._roles: dict[str, Role] = {}
+
+    def entries(self) -> Iterator[ResolvedEntry]:
+        if any(state.header.references for state in self._states):
+            self._capture_references()
+        digest = IndexDigest()
+        for versions in self._groups():
+            version = versions[-1][1]
+            if version is None:
+                continue
+            digest.add(version.entry)
+            yield self._resolved(version, self._last)
+        _check_digest(self._states[-1].header, digest)
+
+    def versions(self) -> Iterator[tuple[int, ResolvedEntry]]:
+        if any(state.header.references for state in self._states):
+            self._capture_references()
+        # What each state adds to the digest of its parent's index.
+        changes = [IndexDigest() for _ in self._states]
+        for versions in self._groups():
+            previous: _Version | None = None
+            for level, version in versions:
+                if previous is not None:
+                    changes[level].remove(previous.entry)
+                if version is not None:
+                    changes[level].add(version.entry)
+                    yield level, self._resolved(version, level)
+                previous = version
+        digest = IndexDigest()
+        for state, change in zip(self._states, changes, strict=True):
+            digest.merge(change)
+            _check_digest(state.header, digest)
+
+    def _groups(self) -> Iterator[list[tuple[int, _Version | None]]]:
+        """For each path its versions as (level, version), None where it was deleted."""
+        streams = [self._stream(level) for level in range(len(self._states))]
+        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda item: item[:2])
+        for _, group in groupby(merged, key=lambda item: item[0]):
+            versions: list[tuple[int, _Version | None]] = []
+            current: _Version | None = None
+            for _, level, line in group:
+                current = self._step(current, line, level)
+                versions.append((level, current))
+            yield versions
+
+    def _stream(self, level: int) -> Iterator[tuple[bytes, int, StateLine]]:
+        for line in self._states[level].lines():
+            yield sort_key(line.path), level, line
+
+    def _step(self, current: _Version | None, line: StateLine, level: int) -> _Version | None:
+        """The version of a path after *line*, given the one before it."""
+        entry = line.entry
+        if line.op == CREATED:
+            if current is not None and current.entry.type == entry.type:
+                raise self._contradiction(line, level, "creates what its parent has")
+        elif current is None:
+            raise self._contradiction(line, level, "changes what its parent does not have")
+        elif line.op != DELETED and current.entry.type != entry.type:
+            raise self._contradiction(line, level, "changes the type of what its parent has")
+        if line.op == DELETED:
+            return None
+        if line.op == METADATA:
+            assert current is not None  # checked above
+            return self._with_metadata(current, line, level)
+        if entry.type != FILE or entry.link_of is not None:
+            return _Version(entry)
+        return self._with_content(current, line, level)
+
+    def _with_metadata(self, current: _Version, line: StateLine, level: int) -> _Version:
+        entry, old = line.entry, current.entry
+        if (entry.link_of, content_identity(entry)) != (old.link_of, content_identity(old)):
+            raise self._contradiction(line, level, "changes content where it says metadata")
+        return _Version(entry, current.data, current.sigs, current.sig_digest, current.base)
+
+    def _with_content(self, current: _Version | None, line: StateLine, level: int) -> _Version:
+        entry = line.entry
+        sig_digest = entry.sig.digest if entry.sig is not None else None
+        own_sigs = (entry.sig.location,) if entry.sig is not None else ()
+        if entry.data is not None and self._role(line, level) != Role.UPDATED:
+            if entry.source is not None:
+                raise self._contradiction(line, level, "has a whole copy and stands on another path")
+            return _Version(entry, (entry.data,), own_sigs, sig_digest)
+        own_data = (entry.data,) if entry.data is not None else ()
+        if entry.source is not None:
+            # Without own data the content, and with it the signature, is the other path's.
+            return _Version(entry, own_data, own_sigs, sig_digest, (level - 1, entry.source))
+        if entry.data is None or current is None:
+            raise self._contradiction(line, level, "has neither content nor the path that holds it")
+        if current.entry.link_of is not None:
+            return _Version(entry, own_data, own_sigs, sig_digest, (level - 1, current.entry.link_of))
+        if current.entry.type != FILE:
+            raise self._contradiction(line, level, "is a delta of what is no file")
+        return _Version(entry, current.data + own_data, current.sigs + own_sigs, sig_digest, current.base)
+
+    def _role(self, line: StateLine, level: int) -> Role:
+        assert line.entry.data is not None  # the caller looked
+        name = line.entry.data.file
+        role = self._roles.get(name)
+        if role is None:
+            parsed = parse_object_name(self._states[level].header.key, name)
+            if parsed is None or parsed.role not in (Role.FULL, Role.CREATED, Role.UPDATED):
+                raise self._contradiction(line, level, f"has its content in {name!r}")
+            role = self._roles[name] = parsed.role
+        return role
+
+    def _contradiction(self, line: StateLine, level: int, what: str) -> ChainError:
+        header = self._states[level].header
+        return ChainError(f"state {header.key}@{header.id}: {line.op} {printable(line.path)} {what}")
+
+    # --- paths that stand for others -------------------------------------------------------------------
+
+    def _capture_references(self) -> None:
+        """Gather the versions that others stand on, following links and renames until none is new.
+
+        What no state has stays missing here, and is told of when the entry that needs it comes.
+        """
+        asked: set[tuple[int, bytes]] = set()
+        wanted: set[tuple[int, bytes]] = set()
+        while True:
+            by_path: dict[bytes, list[int]] = {}
+            for level, path in wanted:
+                by_path.setdefault(path, []).append(level)
+            needed: set[tuple[int, bytes]] = set()
+            for versions in self._groups():
+                self._capture_from(versions, by_path, needed)
+            wanted = needed - asked
+            asked |= wanted
+            if not wanted:
+                return
+
+    def _capture_from(
+        self,
+        versions: list[tuple[int, _Version | None]],
+        by_path: dict[bytes, list[int]],
+        needed: set[tuple[int, bytes]],
+    ) -> None:
+        for level, version in versions if self._all_levels else [(self._last, versions[-1][1])]:
+            if version is not None:
+                needed.update(_references(version, level))
+        path = next((version.entry.path for _, version in versions if version is not None), None)
+        for wanted_level in by_path.get(path, ()) if path is not None else ():
+            captured = None
+            for level, candidate in versions:
+                if level <= wanted_level:
+                    captured = candidate
+            if captured is not None:
+                self._captured[wanted_level, captured.entry.path] = captured
+                needed.update(_references(captured, wanted_level))
+
+    def _resolved(self, version: _Version, level: int) -> ResolvedEntry:
+        data, sigs = version.data, version.sigs
+        holder, sig_digest = version, version.sig_digest
+        steps = _STEPS_PER_BACKUP * len(self._states) + 1
+        while reference := next(iter(_references(holder, level)), None):
+            level = reference[0]
+            base = self._captured.get(reference)
+            steps -= 1
+            if base is None or steps < 0:
+                raise ChainError(
+                    f"{printable(version.entry.path)} stands on {printable(reference[1])}, "
+                    f"which backup {self._states[level].header.id} does not have"
+                )
+            if holder.entry.link_of is not None or not data:
+                # Nothing of its own so far: content and signature are the other's.
+                sig_digest, sigs = base.sig_digest, base.sigs + sigs
+            elif sigs:
+                sigs = base.sigs + sigs
+            data = base.data + data
+            holder = base
+        digest = version.entry.digest if version.entry.link_of is None else holder.entry.digest
+        return ResolvedEntry(version.entry, data, sigs if sig_digest else (), sig_digest, digest)
+
+
+def _check_digest(header: StateHeader, digest: IndexDigest) -> None:
+    actual = digest.hexdigest()
+    if actual != header.index_digest:
+        raise IntegrityError(
+            f"{header.key}@{header.id}: expected index digest {header.index_digest}, got {actual}",
+            path=f"{header.key}@{header.id}",
+            expected=header.index_digest,
+            actual=actual,
+        )
+
+
+def _references(version: _Version, level: int) -> Iterator[tuple[int, bytes]]:
+    """The versions whose content *version*, looked at in the index of *level*, needs."""
+    if version.entry.type == FILE and version.entry.link_of is not None:
+        yield level, version.entry.link_of
+    elif version.base is not None:
+        yield version.base

@@ -1,0 +1,252 @@
+"""Checking a repository: that everything it promises is there, and with ``read_data`` that it restores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from blake3 import blake3
+
+from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.history import (
+    History,
+    RepositoryPlace,
+    open_history,
+    open_repository,
+)
+from incremental_backups_tools.chain.look import point_header
+from incremental_backups_tools.chain.rebuild import iter_content
+from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve_versions
+from incremental_backups_tools.chain.state import ArchiveFile, StateHeader
+from incremental_backups_tools.exceptions import BackupError
+from incremental_backups_tools.repository.layout import Role
+from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.tree.entry import FILE, printable
+
+_CHUNK_LEN = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is not as it was promised: what (a file of the repository, or KEY@ID and a path) and how."""
+
+    what: str
+    message: str
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What a check looked at and found.
+
+    Attributes:
+        backups, archives, entries, files_read: how many states, archive files and entries were checked, and how
+            many contents rebuilt.
+        bytes_read: of archive files.
+        faults: what is wrong. With any, exit status 1.
+        notices: what is odd but harms nothing, such as volumes that no state names.
+    """
+
+    backups: int = 0
+    archives: int = 0
+    entries: int = 0
+    files_read: int = 0
+    bytes_read: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "backups": self.backups,
+            "archives": self.archives,
+            "entries": self.entries,
+            "files_read": self.files_read,
+            "bytes_read": self.bytes_read,
+            "faults": [{"what": fault.what, "message": fault.message} for fault in self.faults],
+            "notices": self.notices,
+        }
+
+
+def verify(
+    repository: RepositoryPlace | None = None,
+    key: str | None = None,
+    *,
+    at: str | datetime | None = None,
+    read_data: bool = False,
+    read_data_share: float = 1.0,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> VerifyReport:
+    """Check every backup of a repository, of one key, or one backup with all it stands on.
+
+    Every state is read to its trailer and chained up to the index digest that it promises; every archive file
+    is read and compared with its size and BLAKE3.
+
+    Args:
+        read_data: also rebuild every version of every file and compare it with its digest.
+        read_data_share: with *read_data*, the share of versions to rebuild, chosen at random, from 0 to 1.
+        on_progress: called with the name of each archive file or path, and bytes.
+
+    Raises:
+        RepositoryNotFoundError: there is no repository.
+        ChainError: there is no such key or point in time.
+    """
+    if not 0 <= read_data_share <= 1:
+        raise ValueError(f"a share is from 0 to 1, not {read_data_share}")
+    target = open_repository(repository)
+    report = VerifyReport()
+    share = read_data_share if read_data else 0.0
+    if key is not None and at is not None:
+        history, header = point_header(target, key, at)
+        _Verification(target, history, share, report, on_progress).check_points([header.id])
+        return report
+    keys = [key] if key is not None else [known for known in target.keys() if target.backups(known)]
+    for known in keys:
+        history = open_history(target, known)
+        check = _Verification(target, history, share, report, on_progress)
+        check.check_points(history.backup_ids)
+        check.note_unnamed()
+    return report
+
+
+class _Verification:
+    """The check of one key.
+
+    Args:
+        share: of the versions that are rebuilt.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        history: History,
+        share: float,
+        report: VerifyReport,
+        on_progress: Callable[[str, int], None] | None,
+    ) -> None:
+        self._repository = repository
+        self._history = history
+        self._share = share
+        self._report = report
+        self._on_progress = on_progress
+        self._random = random.Random()
+        self._named: set[str] = set()
+        self._checked: set[str] = set()
+
+    def check_points(self, backup_ids: Sequence[str]) -> None:
+        """These backups and all that they stand on, each of them once."""
+        # From the newest on: most backups are checked on the way to the newest of their chain.
+        for backup_id in reversed(backup_ids):
+            if backup_id not in self._checked:
+                self._check_chain(backup_id)
+
+    def _check_chain(self, backup_id: str) -> None:
+        try:
+            chain = self._history.chain_to(backup_id)
+        except BackupError as error:
+            self._check_header(backup_id)
+            self._fault(f"{self._history.key}@{backup_id}", error)
+            return
+        new = [header for header in chain if header.id not in self._checked]
+        for header in new:
+            self._check_header(header.id)
+        try:
+            self._check_index(chain, {header.id for header in new})
+        except BackupError as error:
+            self._fault(f"{self._history.key}@{backup_id}", error)
+
+    def _check_header(self, backup_id: str) -> None:
+        self._checked.add(backup_id)
+        self._report.backups += 1
+        try:
+            header = self._history.header(backup_id)
+        except BackupError:
+            return  # told of by whoever asked for its chain
+        for file in header.files:
+            self._check_archive(file)
+
+    def _check_archive(self, file: ArchiveFile) -> None:
+        name = f"{self._history.key}/{file.name}"
+        self._named.add(file.name)
+        self._report.archives += 1
+        try:
+            size, digest = self._digest_of(name)
+        except BackupError as error:
+            self._fault(name, error)
+            return
+        if size != file.size:
+            self._fault(name, f"expected {file.size} bytes, found {size}")
+        elif digest != file.digest:
+            self._fault(name, f"expected BLAKE3 {file.digest}, got {digest}")
+
+    def _digest_of(self, name: str) -> tuple[int, str]:
+        hasher = blake3()
+        size = 0
+        with self._repository.store.open(name) as stream:
+            while chunk := stream.read(_CHUNK_LEN):
+                hasher.update(chunk)
+                size += len(chunk)
+                self._report.bytes_read += len(chunk)
+                self._progress(name, len(chunk))
+        return size, hasher.hexdigest()
+
+    def _check_index(self, chain: list[StateHeader], new: set[str]) -> None:
+        """Resolve the chain, every state on the way, and rebuild what the *new* backups brought."""
+        archives = Archives(self._repository.store, self._history.key, chain)
+        own_files = [{file.name for file in header.files} for header in chain]
+        for level, resolved in resolve_versions(self._history.states(chain[-1].id)):
+            header = chain[level]
+            if header.id not in new:
+                continue
+            self._report.entries += 1
+            if _is_new(resolved, own_files[level]) and self._random.random() < self._share:
+                self._check_content(header, resolved, archives)
+
+    def _check_content(self, header: StateHeader, resolved: ResolvedEntry, archives: Archives) -> None:
+        path = printable(resolved.path)
+        what = f"{header.key}@{header.id} {path}"
+        try:
+            content = _digest(iter_content(resolved, archives))
+        except BackupError as error:
+            self._fault(what, error)
+            return
+        self._report.files_read += 1
+        self._progress(path, resolved.entry.size)
+        if content != resolved.content_digest:
+            self._fault(what, "its content is not the one that its digest promises")
+
+    def note_unnamed(self) -> None:
+        """Files that look like a backup's and that no state names: of a run that was killed, most likely."""
+        for stored in self._repository.objects(self._history.key):
+            name = stored.name
+            if name.role in (Role.STATE, Role.STATE_SIGNATURE, Role.FORGOTTEN):
+                continue
+            if name.file_name not in self._named:
+                self._report.notices.append(f"{name.path}: no backup names this file ({stored.size} bytes)")
+
+    def _fault(self, what: str, error: BackupError | str) -> None:
+        self._report.faults.append(Fault(what, str(error)))
+
+    def _progress(self, what: str, size: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(what, size)
+
+
+def _is_new(resolved: ResolvedEntry, own_files: set[str]) -> bool:
+    """Whether the last step to this content was made by the backup whose files these are."""
+    entry = resolved.entry
+    return (
+        entry.type == FILE
+        and entry.link_of is None
+        and bool(resolved.data)
+        and (resolved.data[-1].file in own_files or entry.source is not None)
+    )
+
+
+def _digest(chunks: Iterable[bytes]) -> bytes:
+    hasher = blake3()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.digest()

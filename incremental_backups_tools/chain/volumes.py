@@ -1,0 +1,158 @@
+"""The volumes of one role of one backup: begun when first needed, closed when full, published whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from typing import Final
+
+from incremental_backups_tools.archive.tar import TarMember
+from incremental_backups_tools.archive.volume_writer import VolumeWriter
+from incremental_backups_tools.chain.resume import Comparison, ResumeConflictError, UsedVolumes
+from incremental_backups_tools.chain.state import ArchiveFile
+from incremental_backups_tools.repository.layout import ObjectName, Role
+from incremental_backups_tools.repository.store import Spool, Store
+from incremental_backups_tools.tree.entry import Location
+
+DEFAULT_VOLUME_SIZE: Final = 1 << 30
+MIN_VOLUME_SIZE: Final = 1 << 20
+
+
+class VolumeSet:
+    """Writes members into as many volumes as they need.
+
+    A volume is published as soon as it is full. Its size is counted in bytes of uncompressed tar, so that the
+    same tree is cut at the same places whatever the compression. A member larger than a volume has one of
+    its own.
+
+    Args:
+        name: of the first volume; the others count up from it.
+        volume_size: most bytes of tar in a volume that has more than one member.
+        used: volumes of a killed run that come before the first one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: ObjectName,
+        *,
+        volume_size: int,
+        level: int,
+        pool: Executor | None,
+        used: UsedVolumes | None = None,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._volume_size = volume_size
+        self._level = level
+        self._pool = pool
+        self._stack = ExitStack()
+        self._spool: Spool | None = None
+        self._writer: VolumeWriter | None = None
+        self._open_name = ""
+        self._members = 0
+        self._files: list[ArchiveFile] = []
+        self._is_broken = False
+        self._used = used
+        self._comparison: Comparison | None = None
+        self._has_conflict = False
+
+    @property
+    def role(self) -> Role:
+        """What these volumes hold."""
+        return self._name.role
+
+    def add(self, member: TarMember, data: bytes = b"") -> Location:
+        """Store a whole member; return where its data lies."""
+        if (taken := self._take_used(member)) is not None:
+            Comparison(taken[1]).feed(data)
+            return taken[0]
+        writer = self._room_for(member)
+        offset = writer.add(member, data)
+        self._members += 1
+        return Location(self._open_name, offset, member.size)
+
+    def begin(self, member: TarMember) -> Location:
+        """Begin a member whose data follows by :meth:`write`; return where that will lie."""
+        if (taken := self._take_used(member)) is not None:
+            self._comparison = Comparison(taken[1])
+            return taken[0]
+        writer = self._room_for(member)
+        return Location(self._open_name, writer.begin(member), member.size)
+
+    def write(self, chunk: bytes) -> None:
+        """Data of the begun member."""
+        if self._comparison is not None:
+            self._comparison.feed(chunk)
+            return
+        self._is_broken = True
+        self._current().write(chunk)
+        self._is_broken = False
+
+    def end(self) -> None:
+        """The begun member is complete."""
+        if self._comparison is not None:
+            self._comparison = None
+            return
+        self._current().end()
+        self._members += 1
+
+    def rollback(self) -> None:
+        """Forget the begun member. Where writing to the volume failed there is nothing to save."""
+        # What failed, or an interrupt, may be on its way up: a second error must not take its place.
+        if self._comparison is not None:
+            self._comparison = None
+            self._has_conflict = True
+        elif not self._is_broken:
+            self._current().rollback()
+
+    def finish(self) -> list[ArchiveFile]:
+        """Publish the last volume; return all of them, used ones first.
+
+        Raises:
+            ResumeConflictError: a used volume has what this backup does not.
+        """
+        if self._has_conflict or (self._used is not None and not self._used.is_exhausted):
+            raise ResumeConflictError("a file went since it was stored")
+        if self._members:
+            self._publish()
+        self.close()
+        return (self._used.files if self._used is not None else []) + self._files
+
+    def close(self) -> None:
+        """Remove what is not published. May be called again."""
+        self._stack.close()
+        self._spool = self._writer = None
+        self._members = 0
+
+    def _take_used(self, member: TarMember) -> tuple[Location, Iterator[bytes]] | None:
+        if self._has_conflict:
+            raise ResumeConflictError("a file changed since it was stored")
+        return self._used.take(member) if self._used is not None else None
+
+    def _current(self) -> VolumeWriter:
+        if self._writer is None:
+            raise ValueError("no volume is open")
+        return self._writer
+
+    def _room_for(self, member: TarMember) -> VolumeWriter:
+        if self._writer is not None and self._members:
+            if self._writer.tar_len + member.size > self._volume_size:
+                self._publish()
+        if self._writer is None:
+            number = (self._name.volume or 0) + len(self._files)
+            name = ObjectName(
+                self._name.key, self._name.backup_id, self._name.role, self._name.generation, number
+            )
+            self._open_name = name.file_name
+            self._spool = self._stack.enter_context(self._store.spool(name.path))
+            self._writer = VolumeWriter(self._spool.file, level=self._level, pool=self._pool)
+        return self._writer
+
+    def _publish(self) -> None:
+        assert self._spool is not None and self._writer is not None  # there are members
+        info = self._writer.finish()
+        self._spool.publish()
+        self._files.append(ArchiveFile(self._open_name, str(self._name.role), info.size, info.digest.hex()))
+        self.close()
