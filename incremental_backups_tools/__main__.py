@@ -1,0 +1,7 @@
+"""``python -m incremental_backups_tools``: the command ``ibt``."""
+
+import sys
+
+from incremental_backups_tools.cli import main
+
+sys.exit(main())

@@ -1,0 +1,277 @@
+"""``ibt backup``: back up a directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import click
+
+from incremental_backups_tools.chain.backup import (
+    DEFAULT_LEVEL,
+    full_backup,
+    incremental_backup,
+    key_of,
+)
+from incremental_backups_tools.chain.report import BackupReport
+from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
+from incremental_backups_tools.cli.errors import ExitStatus
+from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
+from incremental_backups_tools.cli.options import (
+    IbtCommand,
+    Settings,
+    common_options,
+    share_option,
+    size_of,
+)
+from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
+from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.tree.exclusion import ExclusionRules, split_pattern_lines
+from incremental_backups_tools.tree.source import walk_source
+
+_EXCLUDE_FILE = ".exclude"
+
+
+def _check_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value if value is None else validate_key(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+def _volume_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    return DEFAULT_VOLUME_SIZE if value is None else size_of(value, minimum=MIN_VOLUME_SIZE)
+
+
+def _check_tags(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    for tag in value:
+        if not tag or not tag.isprintable():
+            raise click.BadParameter(f"{tag!r} is not printable text", context, parameter)
+    return value
+
+
+@click.command("backup", cls=IbtCommand)
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "--key",
+    metavar="KEY",
+    callback=_check_key,
+    help="Name under which the directory is kept.  [default: its own]",
+)
+@click.option("--full", is_flag=True, help="Begin a new chain instead of adding what has changed.")
+@click.option(
+    "--exclude",
+    "patterns",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out what this gitignore pattern matches.",
+)
+@click.option(
+    "--exclude-from",
+    "pattern_files",
+    metavar="FILE",
+    type=click.File("rb"),
+    multiple=True,
+    help="Leave out what the patterns in FILE match; - is the standard input.",
+)
+@click.option(
+    "--exclude-if-present",
+    "tag_files",
+    metavar="NAME",
+    multiple=True,
+    help="Leave out the content of directories that hold a file NAME.",
+)
+@click.option(
+    "--exclude-caches", is_flag=True, help="Leave out the content of directories that hold a CACHEDIR.TAG."
+)
+@click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files leave out.")
+@click.option("--one-file-system", is_flag=True, help="Do not enter other file systems.")
+@click.option(
+    "--volume-size",
+    metavar="SIZE",
+    callback=_volume_size,
+    help="Begin a new archive file after so much data: 256M, 1GiB.  [default: 1GiB]",
+)
+@click.option(
+    "--level",
+    metavar="N",
+    type=click.IntRange(-7, 22),
+    default=DEFAULT_LEVEL,
+    show_default=True,
+    help="Level of zstd's compression, -7 to 22.",
+)
+@click.option(
+    "--tag",
+    "tags",
+    metavar="TAG",
+    multiple=True,
+    callback=_check_tags,
+    help="A word to keep with the backup.",
+)
+@click.option(
+    "--wait",
+    "wait_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="How long to wait for another process that backs up the same key.  [default: 0]",
+)
+@click.option(
+    "--cache-dir",
+    "cache_root",
+    metavar="DIR",
+    envvar="IBT_CACHE_DIR",
+    help="Where the local cache is.  [default: IBT_CACHE_DIR, else the user's]",
+)
+@click.option(
+    "--max-deleted",
+    metavar="SHARE",
+    default="50%",
+    show_default=True,
+    callback=share_option,
+    help="Stop where SOURCE has shrunk by more than this share of its entries: it may not be mounted.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and write nothing.")
+@common_options
+@click.pass_obj
+def backup(
+    settings: Settings,
+    source: str,
+    key: str | None,
+    full: bool,
+    patterns: tuple[str, ...],
+    pattern_files: tuple[BinaryIO, ...],
+    tag_files: tuple[str, ...],
+    exclude_caches: bool,
+    gitignore: bool,
+    one_file_system: bool,
+    volume_size: int,
+    level: int,
+    tags: tuple[str, ...],
+    wait_seconds: float,
+    cache_root: str | None,
+    max_deleted: float,
+    dry_run: bool,
+) -> ExitStatus:
+    """Back up the directory SOURCE: what has changed since its newest backup, everything where there is none.
+
+    A file .exclude in SOURCE names what is left out, in gitignore's language, whatever the options say.
+
+    Source files that cannot be read are named, the others are backed up, and the exit status is 3.
+    """
+    _check_source(source, key)
+    rules = _exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
+    warn_of_slow_kernel()
+
+    def iter_sizes() -> Iterator[int]:
+        walk = walk_source(
+            source, rules=rules, one_file_system=one_file_system, on_problem=lambda path, message: None
+        )
+        for found in walk:
+            yield found.stat.st_size if stat.S_ISREG(found.stat.st_mode) else 0
+
+    run = full_backup if full else incremental_backup
+    with show_progress(settings, "Backing up", iter_sizes) as on_progress:
+        report = run(
+            source,
+            settings.repository_place,
+            key=key,
+            rules=rules,
+            one_file_system=one_file_system,
+            volume_size=volume_size,
+            level=level,
+            threads=settings.threads,
+            tags=tags,
+            cache_root=cache_root or None,
+            wait_seconds=wait_seconds,
+            max_deleted=max_deleted,
+            dry_run=dry_run,
+            on_progress=on_progress,
+            on_notice=None if settings.quiet else lambda notice: say("notice", notice),
+        )
+    _show(report, settings)
+    return ExitStatus.INCOMPLETE if report.problems else ExitStatus.DONE
+
+
+commands = [backup]
+
+
+def _check_source(source: str, key: str | None) -> None:
+    context = click.get_current_context()
+    if not source:
+        raise click.UsageError("SOURCE is empty", context)
+    if key is None and os.path.isdir(source):
+        try:
+            key_of(source)
+        except ValueError as error:
+            raise click.UsageError(str(error), context) from None
+
+
+def _exclusion_rules(
+    patterns: tuple[str, ...],
+    pattern_files: tuple[BinaryIO, ...],
+    tag_files: tuple[str, ...],
+    exclude_caches: bool,
+    gitignore: bool,
+) -> ExclusionRules | None:
+    """What is left out; None is the library's default."""
+    lines = list(patterns)
+    for file in pattern_files:
+        lines += split_pattern_lines(file.read())
+    if not (lines or tag_files or exclude_caches or gitignore):
+        return None
+    try:
+        return ExclusionRules(
+            patterns=tuple(lines),
+            exclude_file=_EXCLUDE_FILE,
+            exclude_if_present=tuple(os.fsencode(name) for name in tag_files),
+            exclude_caches=exclude_caches,
+            gitignore=gitignore,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
+
+
+def _show(report: BackupReport, settings: Settings) -> None:
+    for problem in report.problems:
+        say("problem", str(problem))
+    if not settings.quiet:
+        for notice in report.notices:
+            say("notice", str(notice))
+    if settings.json:
+        print_document(report.to_dict())
+    elif not settings.quiet:
+        if settings.verbosity:
+            for file in report.files:
+                print_line(f"{file.size:>14} {file.path}")
+        print_line(_summary(report))
+
+
+def _summary(report: BackupReport) -> str:
+    begin = "dry run, would be " if report.dry_run else ""
+    counts = report.counts
+    what = f"{count_text(counts.files, 'file')}, {size_text(report.bytes.total)}"
+    parts = [f"{begin}{report.kind} backup of {what}"]
+    if report.parent is not None:
+        parts.append(_changes(report))
+    parts.append(f"{size_text(report.total)} added in {duration_text(report.duration)}")
+    if report.problems:
+        parts.append(f"{count_text(len(report.problems), 'problem')}")
+    return f"{report.backup_key}@{report.backup_date}: {'; '.join(parts)}"
+
+
+def _changes(report: BackupReport) -> str:
+    counts = report.counts
+    words = (
+        (counts.created, "new"),
+        (counts.updated, "changed"),
+        (counts.metadata, "with new metadata"),
+        (counts.deleted, "deleted"),
+    )
+    return ", ".join(f"{number:,} {word}" for number, word in words if number) or "nothing changed"

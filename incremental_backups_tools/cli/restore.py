@@ -1,0 +1,130 @@
+"""``ibt restore``: restore a backup."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import click
+
+from incremental_backups_tools.chain.history import open_repository
+from incremental_backups_tools.chain.look import iter_entries
+from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
+from incremental_backups_tools.chain.selection import Selection
+from incremental_backups_tools.cli.errors import ExitStatus
+from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
+from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
+from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.points import find_point
+from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
+
+
+@click.command("restore", cls=IbtCommand)
+@click.argument("point", metavar="KEY[@WHEN]")
+@click.argument("dest", metavar="DEST")
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option(
+    "--overwrite",
+    type=click.Choice(("never", "changed", "always")),
+    default="changed",
+    show_default=True,
+    help="Files that are there: leave them, replace those with other content, or replace all.",
+)
+@click.option(
+    "--delete", is_flag=True, help="Remove from DEST, below each PATH, what the backup does not have."
+)
+@click.option("--numeric-owner", is_flag=True, help="Take owners by number, not by name.")
+@click.option(
+    "--verify-metadata",
+    is_flag=True,
+    help="When all is restored, compare every name's metadata with its entry.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
+@common_options
+@click.pass_obj
+def restore(
+    settings: Settings,
+    point: str,
+    dest: str,
+    paths: tuple[str, ...],
+    overwrite: Overwrite,
+    delete: bool,
+    numeric_owner: bool,
+    verify_metadata: bool,
+    dry_run: bool,
+) -> ExitStatus:
+    """Restore a backup into the directory DEST, all of it or each PATH with everything below.
+
+    The backup is KEY@WHEN, KEY for its newest, or @WHEN or 'latest' where the repository has one key. A PATH is
+    relative to the backup's root and may be a pattern: * and ? within one name, ** across directories.
+
+    Nothing outside DEST is written. Every file is checked before it gets its name; one that is damaged is named,
+    the others are restored, and the exit status is 3.
+    """
+    _check_destination(dest)
+    repository = open_repository(settings.repository_place)
+    found = find_point(repository, point)
+    key, backup_id = found.header.key, found.header.id
+    warn_of_slow_kernel()
+
+    def iter_sizes() -> Iterator[int]:
+        selected = Selection(paths).filter(iter_entries(key, at=backup_id, repository=repository))
+        return (resolved.entry.size for resolved in selected)
+
+    with show_progress(settings, "Restoring", iter_sizes) as on_progress:
+        report = restore_backup(
+            key,
+            dest,
+            repository=repository,
+            at=backup_id,
+            paths=paths or None,
+            overwrite=overwrite,
+            delete=delete,
+            numeric_owner=numeric_owner,
+            verify_metadata=verify_metadata,
+            dry_run=dry_run,
+            on_progress=on_progress,
+        )
+    _show(report, settings)
+    return ExitStatus.INCOMPLETE if report.problems else ExitStatus.DONE
+
+
+commands = [restore]
+
+
+def _check_destination(dest: str) -> None:
+    if not dest:
+        raise click.UsageError("DEST is empty", click.get_current_context())
+    existing = os.path.abspath(dest)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), existing)
+
+
+def _show(report: RestoreReport, settings: Settings) -> None:
+    for problem in report.problems:
+        say("problem", str(problem))
+    for warning in report.warnings:
+        say("warning", warning)
+    if settings.json:
+        print_document(report.to_dict())
+    elif not settings.quiet:
+        print_line(_summary(report))
+
+
+def _summary(report: RestoreReport) -> str:
+    parts = [f"{count_text(report.written, 'name')} restored, {size_text(report.bytes_written)}"]
+    for number, words in (
+        (report.unchanged, "right already"),
+        (report.kept, "left as they were"),
+        (report.removed, "removed"),
+    ):
+        if number:
+            parts.append(f"{number:,} {words}")
+    if report.problems:
+        parts.append(f"{len(report.problems):,} not restored")
+    begin = "dry run, would be " if report.dry_run else ""
+    return f"{report.backup_key}@{report.backup_date}: {begin}{'; '.join(parts)}, in {duration_text(report.duration)}"
