@@ -34,6 +34,12 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def root() -> None:
+    """What only root may do is tested as root: a test that cannot be made fails, it is not skipped."""
+    assert os.geteuid() == 0, "run the tests as root"
+
+
+@pytest.fixture
 def no_open_descriptors() -> Iterator[None]:
     """The test leaves as many open descriptors as it found."""
     before = len(os.listdir("/proc/self/fd"))

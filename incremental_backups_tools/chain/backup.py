@@ -6,7 +6,6 @@ the repository holds the backups that it held before.
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
 import socket
@@ -58,6 +57,7 @@ from incremental_backups_tools.exceptions import (
     ObjectExistsError,
     RepositoryNotFoundError,
     SourceError,
+    StateFormatError,
 )
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import (
@@ -73,7 +73,7 @@ from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.locations import default_cache_root, default_repository
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.repository import Repository
-from incremental_backups_tools.tree.entry import IndexDigest, printable
+from incremental_backups_tools.tree.entry import IndexDigest, bytes_of, printable, text_or_b64
 from incremental_backups_tools.tree.exclusion import ExclusionRules
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.records import RecordReader, RecordWriter
@@ -513,7 +513,7 @@ class _Run:
         bytes_read: int,
         line_count: int,
     ) -> StateHeader:
-        source, source_b64 = _text_or_b64(os.fsencode(self._fs_path))
+        source, source_b64 = text_or_b64(os.fsencode(self._fs_path))
         parent = self._chain[-1] if self._chain else None
         return StateHeader(
             format=STATE_FORMAT,
@@ -578,18 +578,12 @@ def _describe(file: BinaryIO, name: str, role: str) -> ArchiveFile:
 
 
 def _source_of(header: StateHeader) -> bytes:
-    if header.source is not None:
-        return header.source.encode()
-    return base64.b64decode(header.source_b64 or "")
+    try:
+        return bytes_of(header.source, header.source_b64) or b""
+    except ValueError as error:
+        raise StateFormatError(f"{header.key}@{header.id}: its source cannot be read: {error}") from None
 
 
 def _source_problem(problem: Problem) -> SourceProblem:
-    path, path_b64 = _text_or_b64(problem.path)
+    path, path_b64 = text_or_b64(problem.path)
     return SourceProblem(path=path, path_b64=path_b64, message=problem.message)
-
-
-def _text_or_b64(name: bytes) -> tuple[str | None, str | None]:
-    try:
-        return name.decode(), None
-    except UnicodeDecodeError:
-        return None, base64.b64encode(name).decode()

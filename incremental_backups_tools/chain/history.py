@@ -156,6 +156,12 @@ def open_history(repository: Repository, key: str) -> History:
         raise ChainError(str(error)) from None
     history = History(repository, key)
     if not history.backup_ids:
-        known = ", ".join(repository.keys()) or "none"
-        raise ChainError(f"{repository.store.url} has no backup of {key!r}; its keys: {known}")
+        where = repository.store.url
+        if repository.objects(key):
+            raise ChainError(
+                f"{where} has no backup of {key!r} that is whole, only files without a state: of a run that was "
+                "killed, or whose state was lost; ibt salvage gets what is in them"
+            )
+        known = ", ".join(name for name in repository.keys() if repository.backups(name)) or "none"
+        raise ChainError(f"{where} has no backup of {key!r}; its keys: {known}")
     return history

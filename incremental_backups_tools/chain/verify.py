@@ -102,9 +102,10 @@ def verify(
         history, header = point_header(target, key, at)
         _Verification(target, history, share, report, on_progress).check_points([header.id])
         return report
-    keys = [key] if key is not None else [known for known in target.keys() if target.backups(known)]
-    for known in keys:
-        history = open_history(target, known)
+    # Also keys without any backup: volumes whose states are all gone must not pass for nothing at all.
+    for history in (
+        [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
+    ):
         check = _Verification(target, history, share, report, on_progress)
         check.check_points(history.backup_ids)
         check.note_unnamed()

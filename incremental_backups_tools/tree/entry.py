@@ -207,7 +207,8 @@ def printable(name: bytes) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _text_or_b64(name: bytes | None) -> tuple[str | None, str | None]:
+def text_or_b64(name: bytes | None) -> tuple[str | None, str | None]:
+    """*name* for a field and its twin: as text where it is UTF-8, else base64 in the twin."""
     if name is None:
         return None, None
     try:
@@ -216,8 +217,12 @@ def _text_or_b64(name: bytes | None) -> tuple[str | None, str | None]:
         return None, base64.b64encode(name).decode()
 
 
-def _bytes_of(text: str | None, b64: str | None) -> bytes | None:
-    """The name in one of two twin fields; each name has one form only."""
+def bytes_of(text: str | None, b64: str | None) -> bytes | None:
+    """The name in one of two twin fields; each name has one form only.
+
+    Raises:
+        ValueError: in both, broken base64, or base64 of what is UTF-8.
+    """
     if text is not None and b64 is not None:
         raise ValueError("a name stands in both of its fields")
     if text is not None:
@@ -240,9 +245,9 @@ def _is_utf8(name: bytes) -> bool:
 
 def line_of_entry(entry: Entry, op: str | None = None) -> EntryLine:
     """The JSON form of *entry* as a record."""
-    path, path_b64 = _text_or_b64(entry.path)
-    user, user_b64 = _text_or_b64(entry.user)
-    group, group_b64 = _text_or_b64(entry.group)
+    path, path_b64 = text_or_b64(entry.path)
+    user, user_b64 = text_or_b64(entry.user)
+    group, group_b64 = text_or_b64(entry.group)
     line = EntryLine(
         op,
         path,
@@ -259,11 +264,11 @@ def line_of_entry(entry: Entry, op: str | None = None) -> EntryLine:
         entry.mtime_ns,
     )
     if entry.target is not None:
-        line.target, line.target_b64 = _text_or_b64(entry.target)
+        line.target, line.target_b64 = text_or_b64(entry.target)
     if entry.link_of is not None:
-        line.link_of, line.link_of_b64 = _text_or_b64(entry.link_of)
+        line.link_of, line.link_of_b64 = text_or_b64(entry.link_of)
     if entry.source is not None:
-        line.from_, line.from_b64 = _text_or_b64(entry.source)
+        line.from_, line.from_b64 = text_or_b64(entry.source)
     if entry.xattrs:
         line.xattrs = [(_b64(name), _b64(value)) for name, value in entry.xattrs]
     if entry.flags:
@@ -286,7 +291,7 @@ def line_of_entry(entry: Entry, op: str | None = None) -> EntryLine:
 
 def line_of_deletion(path: bytes, kind: str, op: str) -> EntryLine:
     """The JSON form of a path that is gone: its path and type alone."""
-    text, text_b64 = _text_or_b64(path)
+    text, text_b64 = text_or_b64(path)
     return EntryLine(op, text, text_b64, kind)
 
 
@@ -319,7 +324,7 @@ def path_of_line(line: EntryLine) -> bytes:
         UnsafePathError: a path that leads out of the tree.
     """
     try:
-        path = _bytes_of(line.path, line.path_b64)
+        path = bytes_of(line.path, line.path_b64)
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are such
         raise StateFormatError(f"a line's path cannot be read: {error}") from None
     if path is None:
@@ -344,12 +349,12 @@ def entry_of_line(line: EntryLine) -> Entry:
             mode=line.mode,
             uid=line.uid,
             gid=line.gid,
-            user=_bytes_of(line.user, line.user_b64),
-            group=_bytes_of(line.group, line.group_b64),
+            user=bytes_of(line.user, line.user_b64),
+            group=bytes_of(line.group, line.group_b64),
             size=line.size or 0,
             mtime_ns=line.mtime_ns,
-            target=_bytes_of(line.target, line.target_b64),
-            link_of=_checked(_bytes_of(line.link_of, line.link_of_b64)),
+            target=bytes_of(line.target, line.target_b64),
+            link_of=_checked(bytes_of(line.link_of, line.link_of_b64)),
             device=line.device,
             flags=tuple(line.flags),
             xattrs=tuple((_unb64(name), _unb64(value)) for name, value in line.xattrs),
@@ -357,7 +362,7 @@ def entry_of_line(line: EntryLine) -> Entry:
             sparse=None if line.sparse is None else tuple(line.sparse),
             digest=None if line.digest is None else bytes.fromhex(line.digest),
             data=line.data,
-            source=_checked(_bytes_of(line.from_, line.from_b64)),
+            source=_checked(bytes_of(line.from_, line.from_b64)),
             sig=line.sig,
             unstable=line.unstable,
             change_key=line.change_key,

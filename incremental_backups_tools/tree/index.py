@@ -29,12 +29,14 @@ from incremental_backups_tools.tree.entry import (
     ROOT,
     Entry,
     EntryLine,
+    bytes_of,
     encode_line,
     entry_of_line,
     line_of_entry,
     parse_line,
     printable,
     sort_key,
+    text_or_b64,
 )
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
@@ -267,19 +269,15 @@ def _index_entry(found: Found, links: HardLinks) -> IndexedEntry:
 
 
 def _encode_header(root: str) -> bytes:
-    raw = os.fsencode(root)
-    try:
-        header = IndexHeader(INDEX_FORMAT, INDEX_VERSION, root=raw.decode())
-    except UnicodeDecodeError:
-        header = IndexHeader(INDEX_FORMAT, INDEX_VERSION, root_b64=base64.b64encode(raw).decode())
-    return msgspec.json.encode(header)
+    text, text_b64 = text_or_b64(os.fsencode(root))
+    return msgspec.json.encode(IndexHeader(INDEX_FORMAT, INDEX_VERSION, root=text, root_b64=text_b64))
 
 
 def _root_of(raw: bytes, what: str) -> str:
     try:
         header = msgspec.json.decode(raw, type=IndexHeader)
-        root = header.root.encode() if header.root is not None else base64.b64decode(header.root_b64 or "")
-    except (msgspec.DecodeError, binascii.Error) as error:
+        root = bytes_of(header.root, header.root_b64) or b""
+    except ValueError as error:  # msgspec.DecodeError is one
         raise StateFormatError(f"{what}: not an index: {error}") from None
     if header.format != INDEX_FORMAT:
         raise StateFormatError(f"{what}: not an index but {header.format!r}")

@@ -233,10 +233,10 @@ class MetadataApplier:
         """The uid and gid that *entry* gets on this machine: by name where the name is known here."""
         uid, gid = entry.uid, entry.gid
         if not self._numeric_owner:
-            if entry.user is not None:
-                uid = _uid_of(entry.user) if _uid_of(entry.user) is not None else uid  # type: ignore[assignment]
-            if entry.group is not None:
-                gid = _gid_of(entry.group) if _gid_of(entry.group) is not None else gid  # type: ignore[assignment]
+            if entry.user is not None and (known := _uid_of(entry.user)) is not None:
+                uid = known
+            if entry.group is not None and (known := _gid_of(entry.group)) is not None:
+                gid = known
         return uid, gid
 
     def apply_to_fd(self, fd: int, entry: Entry) -> None:

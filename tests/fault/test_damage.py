@@ -180,3 +180,21 @@ def test_a_state_under_anothers_name_is_refused(
     assert verify(repository).faults
     with pytest.raises(BackupError, match="holds the state of"):
         restore_backup("source", tmp_path / "out", repository=repository)
+
+
+def test_volumes_whose_states_are_all_gone_do_not_pass_for_nothing(
+    tmp_path: Path, sound: tuple[Path, dict[str, dict[bytes, tuple[object, ...]]]]
+) -> None:
+    original, _ = sound
+    repository = tmp_path / "repository"
+    shutil.copytree(original, repository)
+    for state in repository.glob("source/*.state*"):
+        state.unlink()
+    volumes = [path.name for path in archives(repository)]
+
+    notices = verify(repository).notices
+
+    assert len(volumes) > 3
+    assert all(any(name in notice for notice in notices) for name in volumes)
+    with pytest.raises(BackupError, match="salvage"):
+        restore_backup("source", tmp_path / "out", repository=repository)

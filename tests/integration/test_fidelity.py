@@ -34,7 +34,7 @@ from incremental_backups_tools.tree.destination import Destination
 
 MIB, GIB = 1 << 20, 1 << 30
 NOBODY = 65534
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs the rights of root")
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def write_at(path: Path, offset: int, data: bytes) -> None:

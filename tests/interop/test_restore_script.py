@@ -27,7 +27,7 @@ UTILITIES = ["mkdir", "rm", "rmdir", "cp", "mv", "ln", "ls", "cat", "chmod", "ch
 UTILITIES += ["sort", "tr", "wc", "id", "find"]
 TOOLS = ["tar", "zstd", "rdiff", "age"]
 NOBODY = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+as_root = pytest.mark.usefixtures("root")
 Tree = dict[bytes, tuple[object, ...]]
 
 

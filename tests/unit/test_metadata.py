@@ -16,7 +16,7 @@ from incremental_backups_tools.tree.entry import Acl, Entry
 from incremental_backups_tools.tree.metadata import MetadataApplier, capture, inode_flags
 from incremental_backups_tools.tree.walk import Found
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs the rights of root")
+as_root = pytest.mark.usefixtures("root")
 SET_FLAGS, GET_FLAGS = 0x40086602, 0x80086601
 APPEND, IMMUTABLE, NODUMP = 0x20, 0x10, 0x40
 
