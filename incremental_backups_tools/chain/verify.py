@@ -20,13 +20,15 @@ from incremental_backups_tools.chain.history import (
 from incremental_backups_tools.chain.look import point_header
 from incremental_backups_tools.chain.rebuild import iter_content
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve_versions
+from incremental_backups_tools.chain.script import restore_script
 from incremental_backups_tools.chain.state import ArchiveFile, StateHeader
-from incremental_backups_tools.exceptions import BackupError
-from incremental_backups_tools.repository.layout import Role
+from incremental_backups_tools.exceptions import BackupError, ObjectNotFoundError
+from incremental_backups_tools.repository.layout import RESTORE_SCRIPT_NAME, Role
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.tree.entry import FILE, printable
 
 _CHUNK_LEN = 1 << 20
+_MAX_SCRIPT_LEN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def verify(
         history, header = point_header(target, key, at)
         _Verification(target, history, share, report, on_progress).check_points([header.id])
         return report
+    if key is None:
+        _check_script(target, report)
     # Also keys without any backup: volumes whose states are all gone must not pass for nothing at all.
     for history in (
         [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
@@ -110,6 +114,28 @@ def verify(
         check.check_points(history.backup_ids)
         check.note_unnamed()
     return report
+
+
+def _check_script(repository: Repository, report: VerifyReport) -> None:
+    """RESTORE.sh runs as whoever restores: that it is another than this version's deserves a word.
+
+    No fault: the version that began the repository may have had another.
+    """
+    script = restore_script()
+    try:
+        found = repository.store.read(RESTORE_SCRIPT_NAME, max_size=_MAX_SCRIPT_LEN)
+    except ObjectNotFoundError:
+        found = None
+    except BackupError as error:
+        report.faults.append(Fault(RESTORE_SCRIPT_NAME, str(error)))
+        return
+    if found != script and any(repository.backups(key) for key in repository.keys()):
+        state = (
+            "is not there; the next backup puts it back"
+            if found is None
+            else "is not the one of this version; look at it before you run it"
+        )
+        report.notices.append(f"{RESTORE_SCRIPT_NAME}: {state}")
 
 
 class _Verification:

@@ -198,3 +198,20 @@ def test_volumes_whose_states_are_all_gone_do_not_pass_for_nothing(
     assert all(any(name in notice for notice in notices) for name in volumes)
     with pytest.raises(BackupError, match="salvage"):
         restore_backup("source", tmp_path / "out", repository=repository)
+
+
+@pytest.mark.parametrize("change", ["flipped", "missing"])
+def test_another_restore_script_is_told_of(
+    tmp_path: Path, sound: tuple[Path, dict[str, dict[bytes, tuple[object, ...]]]], change: str
+) -> None:
+    original, _ = sound
+    assert not verify(original).notices
+    repository = tmp_path / "repository"
+    shutil.copytree(original, repository)
+    script = repository / "RESTORE.sh"
+    data = bytearray(script.read_bytes())
+    data[100] ^= 1
+    script.unlink()
+    if change == "flipped":
+        script.write_bytes(data)
+    assert any("RESTORE.sh" in notice for notice in verify(repository).notices)

@@ -148,7 +148,8 @@ def test_the_golden_repository_is_whole_to_the_last_byte() -> None:
     report = verify(REPOSITORY, read_data=True)
 
     assert report.faults == []
-    assert report.notices == []
+    # The script is no format, and changes from version to version: it was left out.
+    assert report.notices == ["RESTORE.sh: is not there; the next backup puts it back"]
     assert (report.backups, report.archives, report.files_read) == (2, 6, 24)
 
 
