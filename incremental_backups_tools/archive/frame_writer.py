@@ -51,14 +51,21 @@ class FrameWriter:
     def submit(self, data: bytearray) -> None:
         """Take *data*, which must not change any more, as the next frame."""
         with self._all_or_unusable():
-            if self._frame_count >= MAX_FRAMES:
-                raise LimitExceededError(f"a volume has at most {MAX_FRAMES} frames")
+            self._require_room()
             if self._pool is None:
                 self._write_frame(self._compress(data), len(data))
                 return
             self._pending.append((self._pool.submit(self._compress, data), len(data)))
             while len(self._pending) > self._max_in_flight or (self._pending and self._pending[0][0].done()):
                 self._write_oldest()
+
+    def submit_compressed(self, frame: bytes, tar_len: int) -> None:
+        """Take *frame*, whose content has *tar_len* bytes, as the next one."""
+        with self._all_or_unusable():
+            self._require_room()
+            while self._pending:
+                self._write_oldest()
+            self._write_frame(frame, tar_len)
 
     def set_mark(self) -> None:
         """Let :meth:`rewind` come back to here. There is one mark, the newest."""
@@ -91,6 +98,10 @@ class FrameWriter:
             self._write(table)
             self._file.flush()
         return sum(self._compressed_lens) + len(table), self._hasher.digest()
+
+    def _require_room(self) -> None:
+        if self._frame_count >= MAX_FRAMES:
+            raise LimitExceededError(f"a volume has at most {MAX_FRAMES} frames")
 
     @property
     def _frame_count(self) -> int:

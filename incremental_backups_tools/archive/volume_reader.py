@@ -104,6 +104,23 @@ class VolumeReader:
         last = self._table.frame(self._table.find(offset + length - 1))
         return first.offset, last.offset + last.length - first.offset
 
+    def frame_at(self, offset: int) -> Frame:
+        """The frame that holds the byte at *offset* of the tar.
+
+        Raises:
+            ArchiveFormatError: the tar has no such byte.
+        """
+        self._check_range(offset, 1)
+        return self._table.frame(self._table.find(offset))
+
+    def read_frame(self, frame: Frame) -> bytes:
+        """A frame as it lies. What is in it is not looked at.
+
+        Raises:
+            IntegrityError: the file ends within it.
+        """
+        return self._fetch(frame.offset, frame.length)
+
     def members(self) -> Iterator[tuple[TarMember, int]]:
         """Every member with the offset of its data. Frames that hold only data are not read.
 

@@ -8,8 +8,8 @@ The frame rule, which is part of the format (a reader needs only the seek table 
    ``frame_len`` bytes, and its last piece stays open for the members that follow.
 3. The two blocks of zeros that end the tar have a frame of their own, the last one.
 
-So merging backups can copy the frames of several volumes one after the other, all but each volume's last, and
-taking back a member that is being written cuts the file at a frame boundary.
+So merging backups can copy frames as they lie, one after the other (``carrier.py``), and taking back a member
+that is being written cuts the file at a frame boundary.
 """
 
 from __future__ import annotations
@@ -152,6 +152,31 @@ class VolumeWriter:
         del self._frame[member.frame_offset :]
         self._tar_len = member.tar_offset
         self._member = None
+
+    def add_encoded(self, piece: bytes | memoryview, *, member_len: int | None = None) -> None:
+        """Write a piece of a member as it stands in another volume's tar: header, data, padding.
+
+        Args:
+            member_len: of the whole, where *piece* is its beginning; the rest follows in further calls, or as
+                frames.
+        """
+        self._require_no_member("add_encoded")
+        if member_len is not None:
+            if len(self._frame) + member_len > self._frame_len:
+                self._close_frame()
+            self._member_count += 1
+        self._append(piece)
+
+    def add_frame(self, frame: bytes, tar_len: int, *, member_count: int) -> None:
+        """Write another volume's frame as it lies: *tar_len* bytes of tar, in which *member_count* begin.
+
+        It must begin where what was written ended: with a member, or going on with one.
+        """
+        self._require_no_member("add_frame")
+        self._close_frame()
+        self._frames.submit_compressed(frame, tar_len)
+        self._tar_len += tar_len
+        self._member_count += member_count
 
     def finish(self) -> VolumeInfo:
         """End the tar, write the seek table and flush the file.

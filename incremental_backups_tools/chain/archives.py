@@ -78,7 +78,7 @@ class Archives:
         if resolved.sig_digest is None or not resolved.sigs:
             return None
         try:
-            raw = self._resolve_signature(resolved.sigs)
+            raw = self.raw_signature(resolved.sigs)
             actual = blake3(raw).hexdigest()
             if actual != resolved.sig_digest:
                 raise IntegrityError(
@@ -92,8 +92,15 @@ class Archives:
             log.warning("%s; the file is stored whole", error)
             return None
 
-    def _resolve_signature(self, locations: tuple[Location, ...]) -> bytes:
-        """The newest signature: the last location, or deltas applied to the last one that is whole."""
+    def raw_signature(self, locations: tuple[Location, ...]) -> bytes:
+        """The newest signature: the last location, or deltas applied to the last one that is whole.
+
+        What it must be, the caller checks.
+
+        Raises:
+            ChainError, ArchiveFormatError, DeltaFormatError, IntegrityError, LimitExceededError, RepositoryError:
+                one of them is damaged or not there.
+        """
         deltas: list[bytes] = []
         for location in reversed(locations):
             raw = self.read(location)

@@ -11,24 +11,22 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, Final, cast
 
 from blake3 import blake3
 
 from incremental_backups_tools._version import __version__
 from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.backup_options import BackupOptions
 from incremental_backups_tools.chain.content import ContentStorer
+from incremental_backups_tools.chain.draft import Draft
 from incremental_backups_tools.chain.history import History, RepositoryPlace, identities
-from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexIdentity
-from incremental_backups_tools.chain.known_content import ContentTable, KnownContent
+from incremental_backups_tools.chain.index_cache import IndexIdentity
 from incremental_backups_tools.chain.packing import Packer, PackingResult
-from incremental_backups_tools.chain.parent_index import ParentIndex, keep_index, open_parent_index
-from incremental_backups_tools.chain.replay import ReplayList
+from incremental_backups_tools.chain.parent_index import ParentIndex, open_parent_index
 from incremental_backups_tools.chain.report import BackupReport, ReportFile
 from incremental_backups_tools.chain.resolve import resolve
 from incremental_backups_tools.chain.resume import (
@@ -40,7 +38,6 @@ from incremental_backups_tools.chain.resume import (
 from incremental_backups_tools.chain.script import restore_script
 from incremental_backups_tools.chain.state import (
     FULL,
-    INCREMENTAL,
     MAX_LISTED_PROBLEMS,
     STATE_FORMAT,
     STATE_VERSION,
@@ -49,12 +46,10 @@ from incremental_backups_tools.chain.state import (
     Sizes,
     SourceProblem,
     StateHeader,
-    write_state,
 )
-from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE, VolumeSet
+from incremental_backups_tools.chain.volumes import VolumeSet
 from incremental_backups_tools.exceptions import (
     BackupError,
-    ObjectExistsError,
     RepositoryNotFoundError,
     SourceError,
     StateFormatError,
@@ -67,69 +62,14 @@ from incremental_backups_tools.repository.layout import (
     Role,
     is_key,
     make_backup_id,
-    validate_key,
 )
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.locations import default_cache_root, default_repository
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.repository import Repository
-from incremental_backups_tools.tree.entry import IndexDigest, bytes_of, printable, text_or_b64
-from incremental_backups_tools.tree.exclusion import ExclusionRules
+from incremental_backups_tools.tree.entry import bytes_of, printable, text_or_b64
 from incremental_backups_tools.tree.index import Problem
-from incremental_backups_tools.tree.records import RecordReader, RecordWriter
 from incremental_backups_tools.tree.source import Source, fs_path_of, walk_source
-
-DEFAULT_LEVEL: Final = 3
-# People do delete half of what they have, but seldom; an unmounted disk "deletes" all of it.
-DEFAULT_MAX_DELETED: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupOptions:
-    """How a backup is made.
-
-    Attributes:
-        key: the name under which the tree is kept; None is the directory's own name.
-        rules: what is left out; None is what a ``.exclude`` file in the source names.
-        one_file_system: do not enter other file systems.
-        volume_size: bytes of uncompressed tar after which a new volume is begun.
-        level: zstd's compression level.
-        threads: how many compress; None is one for each processor.
-        tags: kept with the backup.
-        cache_root: directory of the local cache; None is the user's.
-        wait_seconds: how long to wait for another process that works on the key.
-        dry_run: find out what would be done, and write nothing.
-        max_deleted: the share of entries, from 0 to 1, by which a tree may shrink since its newest backup. One
-            that shrinks more is most likely not mounted: nothing is published. 1 allows everything.
-        on_progress: called with each path and its size in bytes as it is done.
-        on_notice: called with a sentence that is worth a word: a lock taken over, a cache not writable.
-    """
-
-    key: str | None = None
-    rules: ExclusionRules | None = None
-    one_file_system: bool = False
-    volume_size: int = DEFAULT_VOLUME_SIZE
-    level: int = DEFAULT_LEVEL
-    threads: int | None = None
-    tags: Sequence[str] = ()
-    cache_root: str | os.PathLike[str] | None = None
-    wait_seconds: float = 0.0
-    dry_run: bool = False
-    max_deleted: float = DEFAULT_MAX_DELETED
-    on_progress: Callable[[bytes, int], None] | None = None
-    on_notice: Callable[[str], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.volume_size < MIN_VOLUME_SIZE:
-            raise ValueError(f"a volume has at least {MIN_VOLUME_SIZE} bytes, not {self.volume_size}")
-        if not -7 <= self.level <= 22:
-            raise ValueError(f"zstd's levels are -7 to 22, not {self.level}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"at least one thread is needed, not {self.threads}")
-        if not 0 <= self.max_deleted <= 1:
-            raise ValueError(f"max_deleted is a share from 0 to 1, not {self.max_deleted}")
-        if self.key is not None:
-            validate_key(self.key)
 
 
 def full_backup(source: Source, repository: RepositoryPlace | None = None, **options: object) -> BackupReport:
@@ -294,8 +234,6 @@ class _Run:
         if latest is not None and self._options.key is None:
             self._check_identity(latest)
         self._chain = [] if force_full or latest is None else self._history.chain_to(latest.id)
-        self._kind = INCREMENTAL if self._chain else FULL
-        self._whole_role = Role.CREATED if self._chain else Role.FULL
         self._choose_id(latest.id if latest is not None else None)
         return self._make()
 
@@ -309,7 +247,7 @@ class _Run:
         self._next_numbers: dict[Role, int] = {}
         if not self._resume:
             return
-        leftover = find_leftover(objects, after=latest_id, role=self._whole_role)
+        leftover = find_leftover(objects, after=latest_id, role=Role.CREATED if self._chain else Role.FULL)
         if leftover is not None:
             self._used = check_leftover(leftover, self._store, self._fs_path, self._options.on_notice)
         if leftover is not None and self._used is not None:
@@ -327,67 +265,40 @@ class _Run:
         )
 
     def _make(self) -> BackupReport:
-        lines_file = self._scratch_file()
-        index_file = self._scratch_file()
-        lines = RecordWriter(lines_file, b"{}", level=1)
-        identity_chain = identities(self._chain) + [(self._id, 0)]
-        contents = ContentTable.create()
-        self._stack.callback(contents.close)
-        index = IndexCacheWriter(index_file, note=contents.add)
-        parent = self._parent_index()
-        known = KnownContent(
-            parent=(parent.file, parent.contents) if parent is not None else None,
-            own=index,
-            own_file=index_file,
-            own_contents=contents,
-            backup_id=self._id,
-        )
-        replay = ReplayList()
-        self._stack.callback(replay.close)
-        digest = IndexDigest(self._chain[-1].index_digest if self._chain else None)
+        draft = Draft(self._store, self._key, self._id, chain=self._chain, stack=self._stack)
+        parent = self._parent_index(draft)
         with ThreadPoolExecutor(self._options.threads or os.cpu_count() or 1) as pool:
-            result, archives, bytes_read = self._pack(pool, parent, known, lines, index, replay, digest)
-        lines.close()
-        index.close(
-            IndexIdentity(self._repository.repository_id, self._key, identity_chain, digest.hexdigest())
-        )
-        # A full of one volume brings the metadata of its directories itself.
-        is_one_volume = self._kind == FULL and sum(file.role == Role.FULL for file in archives) < 2
-        if not replay.is_empty or (replay.has_directories and not is_one_volume):
-            archives.append(self._put_replay(replay))
-        header = self._header(result, archives, digest, bytes_read, lines.count)
+            result, archives, bytes_read = self._pack(pool, draft, parent)
+        archives = draft.finish(self._repository.repository_id, archives)
+        header = self._header(draft, result, archives, bytes_read)
         files = self._opening_files()
         files += [self._report_file(file) for file in archives]
-        files.append(self._put_state(header, lines_file))
+        # A process that was stopped for minutes may have lost its lock: then another's backup goes first.
+        confirm = self._lock.confirm if self._lock is not None else None
+        files.append(self._report_file(draft.put_state(header, confirm=confirm)))
         if not self._options.dry_run:
-            keep_index(self._cache, index_file, index.token, contents)
+            draft.keep_index(self._cache)
         return self._report(header, result, files)
 
     def _pack(
-        self,
-        pool: ThreadPoolExecutor,
-        parent: ParentIndex | None,
-        known: KnownContent,
-        lines: RecordWriter,
-        index: IndexCacheWriter,
-        replay: ReplayList,
-        digest: IndexDigest,
+        self, pool: ThreadPoolExecutor, draft: Draft, parent: ParentIndex | None
     ) -> tuple[PackingResult, list[ArchiveFile], int]:
-        whole = self._volumes(self._whole_role, pool, self._used)
+        whole = self._volumes(draft.whole_role, pool, self._used)
         updated = self._volumes(Role.UPDATED, pool) if self._chain else None
         sigvault = self._volumes(Role.SIGVAULT, pool)
         archives = Archives(self._repository.store, self._key, self._chain) if self._chain else None
         storer = ContentStorer(
-            whole=whole, updated=updated, sigvault=sigvault, archives=archives, known=known
+            whole=whole,
+            updated=updated,
+            sigvault=sigvault,
+            archives=archives,
+            known=draft.known_content(parent),
         )
         packer = Packer(
-            kind=self._kind,
+            is_full=draft.kind == FULL,
             storer=storer,
             whole=whole,
-            lines=lines,
-            index=index,
-            replay=replay,
-            digest=digest,
+            recorder=draft.recorder,
             on_progress=self._options.on_progress,
         )
         walk = walk_source(
@@ -400,7 +311,7 @@ class _Run:
             on_left_out=packer.left_out,
         )
         result = packer.pack(walk, parent.entries if parent is not None else ())
-        self._check_shrinkage(result)
+        self._check_shrinkage(draft)
         files = [file for volumes in (whole, updated, sigvault) if volumes for file in volumes.finish()]
         return result, files, storer.bytes_read
 
@@ -420,11 +331,11 @@ class _Run:
             )
         return found
 
-    def _check_shrinkage(self, result: PackingResult) -> None:
+    def _check_shrinkage(self, draft: Draft) -> None:
         """Stop where the source lost most of its entries: see ``max_deleted``."""
         if not self._chain:
             return
-        before, after = self._chain[-1].counts.entries, result.counts["entries"]
+        before, after = self._chain[-1].counts.entries, draft.recorder.tally.counts["entries"]
         if before - after > before * self._options.max_deleted:
             raise SourceError(
                 f"{printable(os.fsencode(self._fs_path))}: has {after} entries, the backup before had {before}: is it "
@@ -443,7 +354,7 @@ class _Run:
         self._stack.callback(volumes.close)
         return volumes
 
-    def _parent_index(self) -> ParentIndex | None:
+    def _parent_index(self, draft: Draft) -> ParentIndex | None:
         """The parent's resolved index: from the cache, or rebuilt from the states; None of a full."""
         if not self._chain:
             return None
@@ -454,28 +365,11 @@ class _Run:
             self._chain[-1].index_digest,
         )
         states = partial(self._history.states, self._chain[-1].id)
-        parent = open_parent_index(self._cache, expected, lambda: resolve(states()), self._scratch_file)
+        parent = open_parent_index(self._cache, expected, lambda: resolve(states()), draft.scratch_file)
         self._stack.callback(parent.close)
         return parent
 
-    def _scratch_file(self) -> BinaryIO:
-        return cast(BinaryIO, self._stack.enter_context(tempfile.TemporaryFile(prefix="ibt-backup-")))
-
     # --- publishing --------------------------------------------------------------------------------------
-
-    def _put_replay(self, replay: ReplayList) -> ArchiveFile:
-        name = ObjectName(self._key, self._id, Role.REPLAY)
-        with self._store.spool(name.path) as spool:
-            replay.write(spool.file)
-            file = _describe(spool.file, name.file_name, str(Role.REPLAY))
-            try:
-                spool.publish()
-            except ObjectExistsError:
-                # The killed run that this one goes on with was past this point: the list must be the same.
-                with self._store.open(name.path) as stored:
-                    if _describe(stored, file.name, file.role) != file:
-                        raise ResumeConflictError("the metadata changed since it was stored") from None
-        return file
 
     def _opening_files(self) -> list[ReportFile]:
         """``ibt.json`` and ``RESTORE.sh``, where this is the repository's first backup."""
@@ -493,39 +387,22 @@ class _Run:
                 files.append(ReportFile(name, len(content), role, digest, self._local_path(name)))
         return files
 
-    def _put_state(self, header: StateHeader, lines_file: BinaryIO) -> ReportFile:
-        name = ObjectName(self._key, self._id, Role.STATE)
-        lines_file.seek(0)
-        with self._store.spool(name.path) as spool:
-            write_state(spool.file, header, iter(RecordReader(lines_file, what="state being written")))
-            file = _describe(spool.file, name.file_name, str(Role.STATE))
-            if self._lock is not None:
-                # A process that was stopped for minutes may have lost it: then another's backup goes first.
-                self._lock.confirm()
-            spool.publish()
-        return self._report_file(file)
-
     def _header(
-        self,
-        result: PackingResult,
-        archives: list[ArchiveFile],
-        digest: IndexDigest,
-        bytes_read: int,
-        line_count: int,
+        self, draft: Draft, result: PackingResult, archives: list[ArchiveFile], bytes_read: int
     ) -> StateHeader:
         source, source_b64 = text_or_b64(os.fsencode(self._fs_path))
-        parent = self._chain[-1] if self._chain else None
+        parent, tally = draft.parent, draft.recorder.tally
         return StateHeader(
             format=STATE_FORMAT,
             version=STATE_VERSION,
-            kind=self._kind,
+            kind=draft.kind,
             key=self._key,
             id=self._id,
             parent=parent.id if parent is not None else None,
             parent_index_digest=parent.index_digest if parent is not None else None,
-            index_digest=digest.hexdigest(),
-            lines=line_count,
-            references=result.references,
+            index_digest=draft.index_digest,
+            lines=draft.line_count,
+            references=tally.references,
             files=archives,
             source=source,
             source_b64=source_b64,
@@ -533,8 +410,8 @@ class _Run:
             start_ns=self._start_ns,
             end_ns=time.time_ns(),
             tags=list(self._options.tags),
-            counts=Counts(**result.counts),
-            bytes=Sizes(total=result.total_bytes, read=bytes_read, added=sum(file.size for file in archives)),
+            counts=Counts(**tally.counts),
+            bytes=Sizes(total=tally.total_bytes, read=bytes_read, added=sum(file.size for file in archives)),
             problem_count=len(result.problems),
             problems=[_source_problem(problem) for problem in result.problems[:MAX_LISTED_PROBLEMS]],
             tool=f"incremental-backups-tools {__version__}",
@@ -544,7 +421,7 @@ class _Run:
         return BackupReport(
             backup_key=self._key,
             backup_date=self._id,
-            kind=self._kind,
+            kind=header.kind,
             parent=header.parent,
             repository=self._repository.store.url,
             files=tuple(files),
@@ -563,18 +440,6 @@ class _Run:
     def _local_path(self, name: str) -> str | None:
         store = self._repository.store
         return os.path.join(store.url, name) if isinstance(store, LocalStore) else None
-
-
-def _describe(file: BinaryIO, name: str, role: str) -> ArchiveFile:
-    """Size and digest of a file from its beginning to its end."""
-    file.flush()
-    file.seek(0)
-    hasher = blake3()
-    size = 0
-    while chunk := file.read(1 << 20):
-        hasher.update(chunk)
-        size += len(chunk)
-    return ArchiveFile(name, role, size, hasher.hexdigest())
 
 
 def _source_of(header: StateHeader) -> bytes:

@@ -16,9 +16,9 @@ from incremental_backups_tools.chain.state import (
     header_of_start,
 )
 from incremental_backups_tools.exceptions import ChainError, StateFormatError
-from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.repository.layout import Role, validate_key
 from incremental_backups_tools.repository.locations import default_repository
-from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.repository.repository import Repository, select_backups
 from incremental_backups_tools.tree.records import MAX_HEADER_LEN
 
 # A chain that goes in a circle is refused by its ids, which must fall; this bounds hostile length.
@@ -32,14 +32,21 @@ class History:
     """Backups of *key*, read when they are asked for.
 
     Attributes:
-        backup_ids: of every backup whose state is there, sorted, oldest first.
+        stored_ids: of every backup whose state is there, sorted, oldest first.
+        backup_ids: those of them that are points in time. One that was forgotten is not: it is kept because others
+            stand on it.
     """
 
     def __init__(self, repository: Repository, key: str) -> None:
         self._repository = repository
         self.key = key
-        self._backups = {stored.name.backup_id: stored.name for stored in repository.backups(key)}
-        self.backup_ids: list[str] = sorted(self._backups)
+        objects = repository.objects(key)
+        forgotten = {stored.name.backup_id for stored in objects if stored.name.role is Role.FORGOTTEN}
+        self._backups = {stored.name.backup_id: stored.name for stored in select_backups(objects)}
+        self.stored_ids: list[str] = sorted(self._backups)
+        self.backup_ids: list[str] = [
+            backup_id for backup_id in self.stored_ids if backup_id not in forgotten
+        ]
         self._headers: dict[str, StateHeader] = {}
 
     def header(self, backup_id: str) -> StateHeader:
@@ -55,11 +62,15 @@ class History:
         return self._headers[backup_id]
 
     def headers(self) -> list[StateHeader]:
-        """All headers, oldest first."""
+        """The headers of all points in time, oldest first."""
         return [self.header(backup_id) for backup_id in self.backup_ids]
 
+    def stored_headers(self) -> list[StateHeader]:
+        """The headers of all backups, also of those that were forgotten, oldest first."""
+        return [self.header(backup_id) for backup_id in self.stored_ids]
+
     def latest(self) -> StateHeader | None:
-        """The newest backup; None where there is none."""
+        """The newest point in time; None where there is none."""
         return self.header(self.backup_ids[-1]) if self.backup_ids else None
 
     def chain_to(self, backup_id: str) -> list[StateHeader]:

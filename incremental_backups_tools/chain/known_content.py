@@ -226,7 +226,8 @@ class KnownContent:
     Args:
         parent: file and table of the index that it stands on; None in a full.
         own: the index that is written, its file, and its table.
-        backup_id: of this backup: tells what it stored from what its parent had.
+        own_files: what the names of this backup's files begin with, and no other's: tells what it stored from
+            what its parent had.
     """
 
     def __init__(
@@ -236,13 +237,13 @@ class KnownContent:
         own: IndexCacheWriter,
         own_file: BinaryIO,
         own_contents: ContentTable,
-        backup_id: str,
+        own_files: str,
     ) -> None:
         self._parent = (IndexLines(parent[0]), parent[1]) if parent is not None else None
         self._own = own
         self._own_lines = IndexLines(own_file)
         self._own_contents = own_contents
-        self._prefix = f"{backup_id}."
+        self._own_files = own_files
 
     def has_size(self, size: int, *, but: bytes | None) -> bool:
         """Whether hashing a file of *size* bytes first may spare storing it: another content is as long.
@@ -271,7 +272,7 @@ class KnownContent:
         # The frame that is being written is not in the file yet.
         line = self._own.open_line(place) if self._own.is_open(place) else self._own_lines.line_at(place)
         resolved = _holder(line, size, digest)
-        if resolved is None or not resolved.data[-1].file.startswith(self._prefix):
+        if resolved is None or not resolved.data[-1].file.startswith(self._own_files):
             return None
         return Known(resolved, is_parent=False)
 

@@ -1,8 +1,7 @@
-"""One pass over the source: everything that is new goes into volumes, everything that changed into lines.
+"""One pass over the source: everything that is new goes into volumes, everything that changed is recorded.
 
 The walk and the parent's index are sorted streams; a merge join pairs them. For each pair this decides what
-happened, has content stored, and writes three streams in the same order: the state's lines, the replay list,
-and the resolved index of the new backup.
+happened, has content stored, and tells the recorder.
 """
 
 from __future__ import annotations
@@ -19,25 +18,16 @@ import msgspec
 
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
-from incremental_backups_tools.chain.index_cache import CachedEntry, IndexCacheWriter
-from incremental_backups_tools.chain.replay import ReplayList
+from incremental_backups_tools.chain.index_cache import CachedEntry
+from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.chain.state import FULL, Counts, StateLine, encode_state_line
 from incremental_backups_tools.chain.volumes import VolumeSet
 from incremental_backups_tools.exceptions import LimitExceededError, SourceError
-from incremental_backups_tools.tree.diff import (
-    CREATED,
-    DELETED,
-    METADATA,
-    UPDATED,
-    classify,
-    merge_join,
-)
+from incremental_backups_tools.tree.diff import METADATA, classify, merge_join
 from incremental_backups_tools.tree.entry import (
     DIRECTORY,
     FILE,
     Entry,
-    IndexDigest,
     Location,
     SignatureRef,
     printable,
@@ -46,7 +36,6 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
-from incremental_backups_tools.tree.records import RecordWriter
 from incremental_backups_tools.tree.walk import Found
 
 # A write within one tick of the clock that stamps files may leave size, mtime and ctime as they are. Kernels
@@ -57,11 +46,8 @@ COARSE_GRANULARITY_NS: Final = 2 * 10**9
 
 @dataclass(slots=True)
 class PackingResult:
-    """What one pass found. ``counts`` are of the new tree and its changes, ``total_bytes`` of all its files."""
+    """What one pass could not do, and what is worth a word."""
 
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Counts.__struct_fields__, 0))
-    total_bytes: int = 0
-    references: int = 0
     problems: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
 
@@ -70,39 +56,30 @@ class Packer:
     """Packs one backup.
 
     Args:
-        kind: ``full`` or ``incremental``.
+        is_full: whether the archive is to hold the whole tree.
         storer: takes the content of regular files.
         whole: the volumes for everything else that is new.
-        lines: receives the state's lines.
-        index: receives the resolved index.
-        digest: the parent's index digest; it becomes the new one.
+        recorder: is told of every name.
         on_progress: called with each name and the bytes read so far.
     """
 
     def __init__(
         self,
         *,
-        kind: str,
+        is_full: bool,
         storer: ContentStorer,
         whole: VolumeSet,
-        lines: RecordWriter,
-        index: IndexCacheWriter,
-        replay: ReplayList,
-        digest: IndexDigest,
+        recorder: Recorder,
         on_progress: Callable[[bytes, int], None] | None = None,
     ) -> None:
         self.result = PackingResult()
-        self._kind = kind
+        self._is_full = is_full
         self._storer = storer
         self._whole = whole
-        self._lines = lines
-        self._index = index
-        self._replay = replay
-        self._digest = digest
+        self._recorder = recorder
         self._on_progress = on_progress
         self._links = HardLinks()
         self._link_targets: dict[bytes, ResolvedEntry] = {}
-        self._replaced: set[bytes] = set()  # files with several names that replaying makes anew
         self._delta_bases: dict[bytes, bytes] = {}  # of deltas of another path's content
         self._left_out_of_tar: set[bytes] = set()  # files with several names that a full's archive lacks
         self._unlisted: deque[bytes] = deque()
@@ -153,36 +130,23 @@ class Packer:
     def _absent(self, old: CachedEntry) -> None:
         if self._is_unknown(old.path):
             self._keep(old)
-            return
-        entry = old.resolved.entry
-        self._replay.delete(entry.path, is_directory=entry.type == DIRECTORY)
-        self._emit(StateLine(DELETED, entry))
-        self._digest.remove(entry)
+        else:
+            self._recorder.gone(old.resolved.entry)
 
     def _keep(self, old: CachedEntry) -> None:
         """What could not be looked at stays as it is in the parent."""
         resolved = old.resolved
         entry = resolved.entry
-        if entry.type == DIRECTORY:
-            self._replay.entry(entry, changed=False, metadata=False)
         if entry.link_of is None:
-            self._count(entry)
-            self._index.write_cached(old)
+            self._recorder.same(old)
             return
         # The name it was a link of may be gone or another file by now: from here on it stands for itself.
         kept = msgspec.structs.replace(entry, link_of=None)
         if entry.type == FILE:
             kept = msgspec.structs.replace(kept, digest=resolved.content_digest)
-            self._replay.place(entry.path, entry.link_of)
         else:
             self._whole.add(special_member(kept))
-            self._replay.delete(entry.path, is_directory=False)
-        self._replay.entry(kept, changed=True, metadata=entry.type == FILE)
-        self._digest.remove(entry)
-        self._digest.add(kept)
-        self._count(kept)
-        self._emit(StateLine(UPDATED, _with(kept, None, entry.link_of if entry.type == FILE else None, None)))
-        self._index.write(resolved.with_entry(kept))
+        self._recorder.detached(resolved.with_entry(kept), entry)
 
     # --- what the walk shows ---------------------------------------------------------------------------
 
@@ -202,11 +166,12 @@ class Packer:
     def _look_at(self, found: Found, old: CachedEntry | None, link_of: bytes | None) -> None:
         before = old.resolved if old is not None else None
         now_ns = time.time_ns()
+        placement = None
         try:
             if type_of(found.stat.st_mode) == FILE and link_of is None:
-                line, resolved = self._file(found, before)
+                resolved, placement = self._file(found, before)
             else:
-                line, resolved = self._special(found, before, link_of)
+                resolved = self._special(found, before, link_of)
         except (SourceError, LimitExceededError) as error:
             self._links.forget(found.rel_path, found.stat)
             self.problem(found.rel_path, str(error).removeprefix(f"{printable(found.rel_path)}: "))
@@ -216,42 +181,27 @@ class Packer:
                 # Its old entry, if any, may be no directory: nothing new can lie below it.
                 self.unlisted(found.rel_path)
             return
-        self._changed(found, before, line, resolved, now_ns)
+        is_linked = found.stat.st_nlink > 1
+        entry = resolved.entry
+        if is_linked and entry.link_of is None and entry.type == FILE:
+            self._link_targets[entry.path] = resolved
+        resolved = _for_cache(resolved, now_ns)
+        was = before.entry if before is not None else None
+        if placement is not None:
+            self._recorder.file(resolved, was, placement, is_linked=is_linked)
+        else:
+            self._recorder.special(resolved, was, is_archived=self._is_archived(entry), is_linked=is_linked)
+        self._progress(found)
 
     def _unchanged(self, found: Found, old: CachedEntry) -> None:
         entry = old.resolved.entry
-        self._count(entry)
-        if entry.type == DIRECTORY:
-            self._replay.entry(entry, changed=False, metadata=False)
-        elif found.stat.st_nlink > 1 and entry.link_of is None:
+        if entry.type != DIRECTORY and found.stat.st_nlink > 1 and entry.link_of is None:
             self._link_targets[entry.path] = old.resolved
-        self._index.write_cached(old)
+        self._recorder.same(old)
         self._progress(found)
 
-    def _changed(
-        self,
-        found: Found,
-        before: ResolvedEntry | None,
-        line: StateLine | None,
-        resolved: ResolvedEntry,
-        now_ns: int,
-    ) -> None:
-        entry = resolved.entry
-        if before is not None:
-            self._digest.remove(before.entry)
-        self._digest.add(entry)
-        if line is not None:
-            self._emit(line)
-            if line.op != METADATA and found.stat.st_nlink > 1 and entry.type != DIRECTORY:
-                self._replaced.add(entry.path)
-        self._count(entry)
-        if found.stat.st_nlink > 1 and entry.link_of is None and entry.type == FILE:
-            self._link_targets[entry.path] = resolved
-        self._index.write(_for_cache(resolved, now_ns))
-        self._progress(found)
-
-    def _file(self, found: Found, before: ResolvedEntry | None) -> tuple[StateLine | None, ResolvedEntry]:
-        """Store a regular file; return the state's line, None where nothing changed, and what it resolves to."""
+    def _file(self, found: Found, before: ResolvedEntry | None) -> tuple[ResolvedEntry, Placement]:
+        """Store a regular file; return what it resolves to, and where it is."""
         parent = before if before is not None and before.entry.type == FILE else None
         stored = self._storer.store(found, parent)
         entry = stored.entry
@@ -259,138 +209,70 @@ class Packer:
             entry = msgspec.structs.replace(entry, unstable=True)
             self.problem(found.rel_path, "changed while it was read; stored as the last read found it")
         if stored.known is not None:
-            return self._known_elsewhere(found, before, stored)
-        path = entry.path
-        if stored.data is None or stored.is_delta:
-            assert parent is not None  # only then there is anything to build on
-            own = (stored.data,) if stored.data is not None else ()
-            sigs = parent.sigs if stored.data is None else parent.sigs + _sig_locations(stored.sig)
-            sig_digest = parent.sig_digest if stored.data is None else _sig_digest(stored.sig)
+            return self._known_elsewhere(found, entry, stored)
+        return self._of_its_own(entry, parent, stored)
+
+    def _of_its_own(
+        self, entry: Entry, parent: ResolvedEntry | None, stored: StoredContent
+    ) -> tuple[ResolvedEntry, Placement]:
+        """A file that stands on what its path had, or on nothing."""
+        if stored.data is not None and not stored.is_delta:
             resolved = ResolvedEntry(
-                entry, parent.data + own, sigs if sig_digest else (), sig_digest, entry.digest
+                entry, (stored.data,), _sig_locations(stored.sig), _sig_digest(stored.sig), entry.digest
             )
-            source = parent.entry.link_of
-        else:
-            own = (stored.data,)
-            resolved = ResolvedEntry(
-                entry, own, _sig_locations(stored.sig), _sig_digest(stored.sig), entry.digest
-            )
-            source = None
-        op = classify(entry, before.entry if before is not None else None)
-        if op is None:
-            return None, resolved
-        if stored.is_delta and source is not None:
-            self._delta_bases[path] = source
-        self._replay_file(
-            entry, op, before, source if source is not None else path, stored.data, stored.is_delta
+            return resolved, Placement(stored.data, sig=stored.sig)
+        assert parent is not None  # only then there is anything to build on
+        own = (stored.data,) if stored.data is not None else ()
+        sigs = parent.sigs if stored.data is None else parent.sigs + _sig_locations(stored.sig)
+        sig_digest = parent.sig_digest if stored.data is None else _sig_digest(stored.sig)
+        resolved = ResolvedEntry(
+            entry, parent.data + own, sigs if sig_digest else (), sig_digest, entry.digest
         )
-        if op == METADATA:
-            return StateLine(op, entry), resolved
-        return StateLine(op, _with(entry, stored.data, source, stored.sig)), resolved
+        source = parent.entry.link_of
+        if stored.is_delta and source is not None:
+            self._delta_bases[entry.path] = source
+        return resolved, Placement(stored.data, is_delta=stored.is_delta, sig=stored.sig, source=source)
 
     def _known_elsewhere(
-        self, found: Found, before: ResolvedEntry | None, stored: StoredContent
-    ) -> tuple[StateLine, ResolvedEntry]:
+        self, found: Found, entry: Entry, stored: StoredContent
+    ) -> tuple[ResolvedEntry, Placement]:
         """A file whose content another path has: one of the parent, or one that this backup has stored."""
         assert stored.known is not None  # the caller looked
-        entry, holder = stored.entry, stored.known.resolved
-        op = classify(entry, before.entry if before is not None else None)
-        assert op in (CREATED, UPDATED)  # or it would have the content that it had
-        if op == CREATED and before is not None:
-            self._replay.delete(entry.path, is_directory=before.entry.type == DIRECTORY)
-        source = None
-        if stored.known.is_parent:
-            source = holder.path
-            self._replay.place(entry.path, source)
-        else:
-            if stored.is_delta:
-                # The one delta stands on the same file of the parent for both.
-                source = self._delta_bases.get(holder.path, holder.path)
-            self._replay.duplicate(entry.path, holder.path)
-        if self._kind == FULL and found.stat.st_nlink > 1:
+        holder = stored.known.resolved
+        if self._is_full and found.stat.st_nlink > 1:
             self._left_out_of_tar.add(entry.path)
-        self._replay.entry(entry, changed=True, metadata=True)
-        line = StateLine(op, _with(entry, stored.data, source, stored.sig))
-        return line, holder.with_entry(entry)
+        if stored.known.is_parent:
+            placement = Placement(source=holder.path)
+        else:
+            # The one delta stands on the same file of the parent for both.
+            source = self._delta_bases.get(holder.path, holder.path) if stored.is_delta else None
+            placement = Placement(stored.data, stored.is_delta, stored.sig, source, twin=holder.path)
+        return holder.with_entry(entry), placement
 
-    def _replay_file(
-        self,
-        entry: Entry,
-        op: str,
-        before: ResolvedEntry | None,
-        source: bytes,
-        data: object | None,
-        is_delta: bool,
-    ) -> None:
-        if op == CREATED and before is not None:
-            self._replay.delete(entry.path, is_directory=before.entry.type == DIRECTORY)
-        if is_delta:
-            self._replay.patch(entry.path, source)
-        elif op == UPDATED and data is None:
-            self._replay.place(entry.path, source)
-        self._replay.entry(entry, changed=True, metadata=data is None or is_delta)
-
-    def _special(
-        self, found: Found, before: ResolvedEntry | None, link_of: bytes | None
-    ) -> tuple[StateLine | None, ResolvedEntry]:
-        """Store a directory, symlink, FIFO, device node or hard link."""
+    def _special(self, found: Found, before: ResolvedEntry | None, link_of: bytes | None) -> ResolvedEntry:
+        """Store a directory, symlink, FIFO, device node or hard link; return what it resolves to."""
         try:
             entry = capture(found, found.stat, link_of=link_of)
         except (OSError, ValueError) as error:
             raise SourceError(f"{printable(found.rel_path)}: cannot read its metadata: {error}") from error
-        op = classify(entry, before.entry if before is not None else None)
         resolved = ResolvedEntry(entry)
         if entry.link_of is not None and entry.type == FILE:
             target = self._link_targets.get(entry.link_of)
             if target is None:
                 raise SourceError(f"{printable(entry.path)}: the file it is a hard link of could not be read")
-            resolved = ResolvedEntry(
-                entry, target.data, target.sigs, target.sig_digest, target.content_digest
-            )
-        if op is None:
-            if entry.type == DIRECTORY:
-                self._replay.entry(entry, changed=False, metadata=False)
-            elif entry.link_of in self._replaced:
-                self._replay.entry(entry, changed=True, metadata=True)
-            return None, resolved
-        if op == METADATA:
-            self._replay.entry(entry, changed=True, metadata=entry.type != DIRECTORY)
-            return StateLine(op, entry), resolved
-        # A link in an archive needs its target there.
-        is_archived = self._kind == FULL and entry.link_of not in self._left_out_of_tar
-        if entry.link_of is None or is_archived:
+            resolved = target.with_entry(entry)
+        op = classify(entry, before.entry if before is not None else None)
+        if op not in (None, METADATA) and self._is_archived(entry):
             self._whole.add(special_member(entry))
-        if before is not None:
-            self._replay.delete(entry.path, is_directory=before.entry.type == DIRECTORY)
-        if entry.link_of is not None and not is_archived:
-            self._replay.link(entry.path, entry.link_of)
-        self._replay.entry(entry, changed=True, metadata=False)
-        return StateLine(op, entry), resolved
+        return resolved
 
-    # --- what comes out --------------------------------------------------------------------------------
-
-    def _emit(self, line: StateLine) -> None:
-        self._lines.write(encode_state_line(line, kind=self._kind))
-        if line.op != DELETED and (line.entry.link_of is not None or line.entry.source is not None):
-            self.result.references += 1
-        self.result.counts[_COUNT_OF_OP[line.op]] += 1
-
-    def _count(self, entry: Entry) -> None:
-        counts = self.result.counts
-        counts["entries"] += 1
-        if entry.type == DIRECTORY:
-            counts["dirs"] += 1
-        elif entry.type == FILE:
-            counts["files"] += 1
-            if entry.link_of is None:
-                self.result.total_bytes += entry.size
+    def _is_archived(self, entry: Entry) -> bool:
+        """Whether an archive may have what is no regular file. A link in one needs its target there."""
+        return entry.link_of is None or (self._is_full and entry.link_of not in self._left_out_of_tar)
 
     def _progress(self, found: Found) -> None:
         if self._on_progress is not None:
             self._on_progress(found.rel_path, found.stat.st_size if stat.S_ISREG(found.stat.st_mode) else 0)
-
-
-_COUNT_OF_OP: Final = {CREATED: "created", UPDATED: "updated", METADATA: "metadata", DELETED: "deleted"}
 
 
 def is_unchanged(info: os.stat_result, old: Entry, link_of: bytes | None) -> bool:
@@ -420,10 +302,6 @@ def _for_cache(resolved: ResolvedEntry, now_ns: int) -> ResolvedEntry:
     if entry.unstable or newest > now_ns - granularity:
         entry = msgspec.structs.replace(entry, ctime_ns=None)
     return resolved.with_entry(entry)
-
-
-def _with(entry: Entry, data: Location | None, source: bytes | None, sig: SignatureRef | None) -> Entry:
-    return msgspec.structs.replace(entry, data=data, source=source, sig=sig)
 
 
 def _sig_locations(sig: SignatureRef | None) -> tuple[Location, ...]:

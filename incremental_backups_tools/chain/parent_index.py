@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -19,6 +20,7 @@ from incremental_backups_tools.chain.known_content import ContentTable
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import ChainError
 from incremental_backups_tools.repository.cache import Cache
+from incremental_backups_tools.tree.diff import merge_join, metadata_identity
 
 CONTENTS_NAME: Final = "index-contents"
 
@@ -97,6 +99,41 @@ def rebuild_parent_index(
         contents.close()
         raise
     return ParentIndex(read, file, contents)
+
+
+def carry_over_index(
+    cache: Cache, old: IndexIdentity, new: IndexIdentity, entries: Iterable[ResolvedEntry], file: BinaryIO
+) -> None:
+    """Make the cached index that holds for *old* hold for *new*, which leads to the same tree by other archives.
+
+    What only this machine knows, and spares reading the source, stays. Without an index of *old* in the cache
+    nothing is done.
+
+    Args:
+        entries: what *new* resolves to.
+        file: an empty temporary file.
+
+    Raises:
+        ChainError, IntegrityError, StateFormatError, RepositoryError: from *entries*.
+    """
+    cached_file = cache.open(INDEX_NAME)
+    if cached_file is None:
+        return
+    with cached_file, closing(ContentTable.create()) as contents:
+        cached = open_cached_index(cached_file, old)
+        if cached is None:
+            return
+        writer = IndexCacheWriter(file, note=contents.add)
+        pairs = merge_join(entries, cached, new_path=lambda item: item.path, old_path=lambda item: item.path)
+        for resolved, known in pairs:
+            if resolved is None or known is None:
+                return  # one of them is not what it says: it is rebuilt when it is needed
+            entry = known.resolved.entry
+            if metadata_identity(entry) != metadata_identity(resolved.entry):
+                return
+            writer.write(resolved.with_entry(entry))
+        writer.close(new)
+        keep_index(cache, file, writer.token, contents)
 
 
 def keep_index(cache: Cache, index_file: BinaryIO, token: str, contents: ContentTable) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, Final, cast
 
 from incremental_backups_tools.chain.archives import Archives
@@ -73,6 +73,18 @@ def iter_content(resolved: ResolvedEntry, archives: Archives) -> Iterator[bytes]
             out = stack.enter_context(_patched_sparse(base, delta, archives, entry.size))
         while chunk := out.read(_CHUNK_LEN):
             yield chunk
+
+
+@contextmanager
+def open_composed(deltas: list[Location], archives: Archives, size: int) -> Iterator[BinaryIO]:
+    """The one delta that *deltas* come to, which leads to a version of *size* bytes; at its start.
+
+    Raises:
+        ArchiveFormatError, DeltaFormatError, IntegrityError, LimitExceededError, RepositoryError: one of them is
+            damaged or not there.
+    """
+    with _composed(deltas, archives, size) as composed:
+        yield composed
 
 
 def iter_expanded(data: Iterator[bytes], extents: Extents) -> Iterator[bytes]:

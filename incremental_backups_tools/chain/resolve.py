@@ -5,15 +5,15 @@ the places where the bytes lie: each :class:`ResolvedEntry` lists every location
 every one that rebuilds its signature, base first.
 
 Memory grows with the number of hard links, renames and copies on the chain, not with the tree: streams are in
-path order, but what a ``from`` names lies anywhere in the parent, so these few are gathered by a pass of
-their own before the entries are handed out.
+path order, but what a ``from`` names lies anywhere in the parent, so the versions of these few paths are gathered
+before the entries are handed out.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -56,9 +56,14 @@ class ResolvedEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A path at one level of the chain. What lies before its own locations is the version *base* names."""
+    """A path at one level of the chain. What lies before its own locations is the version *base* names.
+
+    Attributes:
+        since: the level whose state gave this path its own first location, or *base*.
+    """
 
     entry: Entry
+    since: int
     data: tuple[Location, ...] = ()
     sigs: tuple[Location, ...] = ()
     sig_digest: str | None = None
@@ -71,6 +76,31 @@ class ChainState:
 
     header: StateHeader
     lines: Callable[[], Iterable[StateLine]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """A path before and after a run of backups.
+
+    Attributes:
+        old: what the backup before the run has; None where it has none.
+        new: what the last one of the run has.
+        source: the path in the index before the run whose content *new* has, or stands on; None where the run
+            holds all of it, or there is none.
+        is_referenced: a hard link, rename or copy somewhere on the chain names the path.
+    """
+
+    old: ResolvedEntry | None
+    new: ResolvedEntry | None
+    source: bytes | None = None
+    is_referenced: bool = False
+
+    @property
+    def path(self) -> bytes:
+        """The path."""
+        known = self.new if self.new is not None else self.old
+        assert known is not None  # or there would be nothing to say
+        return known.path
 
 
 def check_chain(headers: Sequence[StateHeader]) -> None:
@@ -114,20 +144,33 @@ def resolve_versions(states: Sequence[ChainState]) -> Iterator[tuple[int, Resolv
         as :func:`resolve`.
     """
     check_chain([state.header for state in states])
-    return _Resolver(states, all_levels=True).versions()
+    return _Resolver(states).versions()
+
+
+def resolve_run(states: Sequence[ChainState], first: int) -> Iterator[RunEntry]:
+    """Every path of the indexes before and after the run ``states[first:]``, in sort order.
+
+    Args:
+        states: the chain, full first.
+        first: the level at which the run begins; 0 is the whole chain, with nothing before it.
+
+    Raises:
+        as :func:`resolve`.
+    """
+    check_chain([state.header for state in states])
+    return _Resolver(states).run(first)
 
 
 class _Resolver:
-    def __init__(self, states: Sequence[ChainState], *, all_levels: bool = False) -> None:
+    def __init__(self, states: Sequence[ChainState]) -> None:
         self._states = states
-        self._all_levels = all_levels
         self._last = len(states) - 1
-        self._captured: dict[tuple[int, bytes], _Version] = {}
+        # Of each path that others stand on, its versions by level; None where it was deleted.
+        self._versions_of: dict[bytes, list[tuple[int, _Version | None]]] = {}
         self._roles: dict[str, Role] = {}
 
     def entries(self) -> Iterator[ResolvedEntry]:
-        if any(state.header.references for state in self._states):
-            self._capture_references()
+        self._gather_referenced()
         digest = IndexDigest()
         for versions in self._groups():
             version = versions[-1][1]
@@ -137,9 +180,28 @@ class _Resolver:
             yield self._resolved(version, self._last)
         _check_digest(self._states[-1].header, digest)
 
+    def run(self, first: int) -> Iterator[RunEntry]:
+        self._gather_referenced()
+        digest = IndexDigest()
+        for versions in self._groups():
+            before = _at(versions, first - 1)
+            after = versions[-1][1]
+            old = self._resolved(before, first - 1) if before is not None else None
+            if after is None:
+                if old is not None:
+                    yield RunEntry(old, None)
+                continue
+            digest.add(after.entry)
+            new = old if after is before else self._resolved(after, self._last)
+            # A hard link is resolved again: what it is a link of may have changed.
+            if new is old and after.entry.link_of is not None:
+                new = self._resolved(after, self._last)
+            is_referenced = after.entry.path in self._versions_of
+            yield RunEntry(old, new, self._source_before(after, first), is_referenced)
+        _check_digest(self._states[-1].header, digest)
+
     def versions(self) -> Iterator[tuple[int, ResolvedEntry]]:
-        if any(state.header.references for state in self._states):
-            self._capture_references()
+        self._gather_referenced()
         # What each state adds to the digest of its parent's index.
         changes = [IndexDigest() for _ in self._states]
         for versions in self._groups():
@@ -188,14 +250,14 @@ class _Resolver:
             assert current is not None  # checked above
             return self._with_metadata(current, line, level)
         if entry.type != FILE or entry.link_of is not None:
-            return _Version(entry)
+            return _Version(entry, level)
         return self._with_content(current, line, level)
 
     def _with_metadata(self, current: _Version, line: StateLine, level: int) -> _Version:
         entry, old = line.entry, current.entry
         if (entry.link_of, content_identity(entry)) != (old.link_of, content_identity(old)):
             raise self._contradiction(line, level, "changes content where it says metadata")
-        return _Version(entry, current.data, current.sigs, current.sig_digest, current.base)
+        return replace(current, entry=entry)
 
     def _with_content(self, current: _Version | None, line: StateLine, level: int) -> _Version:
         entry = line.entry
@@ -204,18 +266,20 @@ class _Resolver:
         if entry.data is not None and self._role(line, level) != Role.UPDATED:
             if entry.source is not None:
                 raise self._contradiction(line, level, "has a whole copy and stands on another path")
-            return _Version(entry, (entry.data,), own_sigs, sig_digest)
+            return _Version(entry, level, (entry.data,), own_sigs, sig_digest)
         own_data = (entry.data,) if entry.data is not None else ()
         if entry.source is not None:
             # Without own data the content, and with it the signature, is the other path's.
-            return _Version(entry, own_data, own_sigs, sig_digest, (level - 1, entry.source))
+            return _Version(entry, level, own_data, own_sigs, sig_digest, (level - 1, entry.source))
         if entry.data is None or current is None:
             raise self._contradiction(line, level, "has neither content nor the path that holds it")
         if current.entry.link_of is not None:
-            return _Version(entry, own_data, own_sigs, sig_digest, (level - 1, current.entry.link_of))
+            return _Version(entry, level, own_data, own_sigs, sig_digest, (level - 1, current.entry.link_of))
         if current.entry.type != FILE:
             raise self._contradiction(line, level, "is a delta of what is no file")
-        return _Version(entry, current.data + own_data, current.sigs + own_sigs, sig_digest, current.base)
+        return _Version(
+            entry, current.since, current.data + own_data, current.sigs + own_sigs, sig_digest, current.base
+        )
 
     def _role(self, line: StateLine, level: int) -> Role:
         assert line.entry.data is not None  # the caller looked
@@ -234,43 +298,42 @@ class _Resolver:
 
     # --- paths that stand for others -------------------------------------------------------------------
 
-    def _capture_references(self) -> None:
-        """Gather the versions that others stand on, following links and renames until none is new.
+    def _gather_referenced(self) -> None:
+        """Gather the versions of every path that a hard link, rename or copy of the chain names.
 
         What no state has stays missing here, and is told of when the entry that needs it comes.
         """
-        asked: set[tuple[int, bytes]] = set()
-        wanted: set[tuple[int, bytes]] = set()
-        while True:
-            by_path: dict[bytes, list[int]] = {}
-            for level, path in wanted:
-                by_path.setdefault(path, []).append(level)
-            needed: set[tuple[int, bytes]] = set()
-            for versions in self._groups():
-                self._capture_from(versions, by_path, needed)
-            wanted = needed - asked
-            asked |= wanted
-            if not wanted:
-                return
+        paths: set[bytes] = set()
+        for state in self._states:
+            if state.header.references:
+                for line in state.lines():
+                    paths.update(path for path in (line.entry.link_of, line.entry.source) if path is not None)
+        if not paths:
+            return
+        for versions in self._groups():
+            path = next((version.entry.path for _, version in versions if version is not None), None)
+            if path in paths and path is not None:
+                self._versions_of[path] = versions
 
-    def _capture_from(
-        self,
-        versions: list[tuple[int, _Version | None]],
-        by_path: dict[bytes, list[int]],
-        needed: set[tuple[int, bytes]],
-    ) -> None:
-        for level, version in versions if self._all_levels else [(self._last, versions[-1][1])]:
-            if version is not None:
-                needed.update(_references(version, level))
-        path = next((version.entry.path for _, version in versions if version is not None), None)
-        for wanted_level in by_path.get(path, ()) if path is not None else ():
-            captured = None
-            for level, candidate in versions:
-                if level <= wanted_level:
-                    captured = candidate
-            if captured is not None:
-                self._captured[wanted_level, captured.entry.path] = captured
-                needed.update(_references(captured, wanted_level))
+    def _version_at(self, reference: tuple[int, bytes]) -> _Version | None:
+        level, path = reference
+        return _at(self._versions_of.get(path, ()), level)
+
+    def _source_before(self, version: _Version, first: int) -> bytes | None:
+        """The path at level *first* - 1 on whose content *version*, of the last level, stands."""
+        level = self._last
+        while True:
+            if version.entry.link_of is None and version.since < first:
+                return version.entry.path
+            reference = next(iter(_references(version, level)), None)
+            if reference is None:
+                return None
+            level = reference[0]
+            if level < first:
+                return reference[1]
+            base = self._version_at(reference)
+            assert base is not None  # the version was resolved before
+            version = base
 
     def _resolved(self, version: _Version, level: int) -> ResolvedEntry:
         data, sigs = version.data, version.sigs
@@ -278,7 +341,7 @@ class _Resolver:
         steps = _STEPS_PER_BACKUP * len(self._states) + 1
         while reference := next(iter(_references(holder, level)), None):
             level = reference[0]
-            base = self._captured.get(reference)
+            base = self._version_at(reference)
             steps -= 1
             if base is None or steps < 0:
                 raise ChainError(
@@ -294,6 +357,15 @@ class _Resolver:
             holder = base
         digest = version.entry.digest if version.entry.link_of is None else holder.entry.digest
         return ResolvedEntry(version.entry, data, sigs if sig_digest else (), sig_digest, digest)
+
+
+def _at(versions: Iterable[tuple[int, _Version | None]], level: int) -> _Version | None:
+    """What a path is at *level*, given its versions in order."""
+    found = None
+    for own_level, version in versions:
+        if own_level <= level:
+            found = version
+    return found
 
 
 def _check_digest(header: StateHeader, digest: IndexDigest) -> None:

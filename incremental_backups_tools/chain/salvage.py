@@ -164,7 +164,7 @@ class _Salvage:
 
     def _readable_headers(self) -> dict[str, StateHeader]:
         headers = {}
-        for backup_id in self._history.backup_ids:
+        for backup_id in self._history.stored_ids:
             try:
                 headers[backup_id] = self._history.header(backup_id)
             except BackupError as error:

@@ -111,7 +111,7 @@ def verify(
         [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
     ):
         check = _Verification(target, history, share, report, on_progress)
-        check.check_points(history.backup_ids)
+        check.check_points(history.stored_ids)
         check.note_unnamed()
     return report
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from typing import Final
 
-from incremental_backups_tools.archive.tar import TarMember
+from incremental_backups_tools.archive.carrier import Carrier
+from incremental_backups_tools.archive.tar import TarMember, padding_len
+from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
 from incremental_backups_tools.chain.resume import Comparison, ResumeConflictError, UsedVolumes
 from incremental_backups_tools.chain.state import ArchiveFile
@@ -30,6 +33,7 @@ class VolumeSet:
         name: of the first volume; the others count up from it.
         volume_size: most bytes of tar in a volume that has more than one member.
         used: volumes of a killed run that come before the first one.
+        numbers: where the volumes' numbers come from, shared by the sets of one role; None counts from *name*'s.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class VolumeSet:
         level: int,
         pool: Executor | None,
         used: UsedVolumes | None = None,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self._store = store
         self._name = name
@@ -48,8 +53,10 @@ class VolumeSet:
         self._level = level
         self._pool = pool
         self._stack = ExitStack()
+        self._numbers = numbers if numbers is not None else itertools.count(name.volume or 0)
         self._spool: Spool | None = None
         self._writer: VolumeWriter | None = None
+        self._carrier: Carrier | None = None
         self._open_name = ""
         self._members = 0
         self._files: list[ArchiveFile] = []
@@ -72,6 +79,26 @@ class VolumeSet:
         offset = writer.add(member, data)
         self._members += 1
         return Location(self._open_name, offset, member.size)
+
+    def carry(self, reader: VolumeReader, start: int, data_offset: int, data_len: int) -> Location:
+        """Store a member of another volume as it lies there.
+
+        Args:
+            start: where its header begins in *reader*'s tar.
+            data_offset, data_len: where its data lies there.
+
+        Raises:
+            ArchiveFormatError, IntegrityError, RepositoryError: that volume is damaged or not there.
+        """
+        length = data_offset - start + data_len + padding_len(data_len)
+        self._make_room(length)
+        if self._carrier is None:
+            self._carrier = Carrier(self._current())
+        self._is_broken = True
+        offset = self._carrier.take(reader, start, length)
+        self._is_broken = False
+        self._members += 1
+        return Location(self._open_name, offset + data_offset - start, data_len)
 
     def begin(self, member: TarMember) -> Location:
         """Begin a member whose data follows by :meth:`write`; return where that will lie."""
@@ -123,7 +150,7 @@ class VolumeSet:
     def close(self) -> None:
         """Remove what is not published. May be called again."""
         self._stack.close()
-        self._spool = self._writer = None
+        self._spool = self._writer = self._carrier = None
         self._members = 0
 
     def _take_used(self, member: TarMember) -> tuple[Location, Iterator[bytes]] | None:
@@ -137,21 +164,39 @@ class VolumeSet:
         return self._writer
 
     def _room_for(self, member: TarMember) -> VolumeWriter:
+        writer = self._make_room(member.size)
+        self._end_carrying()
+        return writer
+
+    def _make_room(self, length: int) -> VolumeWriter:
+        """The open volume, another one where *length* more bytes would be too many."""
         if self._writer is not None and self._members:
-            if self._writer.tar_len + member.size > self._volume_size:
+            tar_len = self._carrier.tar_len if self._carrier is not None else self._writer.tar_len
+            if tar_len + length > self._volume_size:
                 self._publish()
         if self._writer is None:
-            number = (self._name.volume or 0) + len(self._files)
             name = ObjectName(
-                self._name.key, self._name.backup_id, self._name.role, self._name.generation, number
+                self._name.key,
+                self._name.backup_id,
+                self._name.role,
+                self._name.generation,
+                next(self._numbers),
             )
             self._open_name = name.file_name
             self._spool = self._stack.enter_context(self._store.spool(name.path))
             self._writer = VolumeWriter(self._spool.file, level=self._level, pool=self._pool)
         return self._writer
 
+    def _end_carrying(self) -> None:
+        if self._carrier is not None:
+            self._is_broken = True
+            self._carrier.flush()
+            self._is_broken = False
+            self._carrier = None
+
     def _publish(self) -> None:
         assert self._spool is not None and self._writer is not None  # there are members
+        self._end_carrying()
         info = self._writer.finish()
         self._spool.publish()
         self._files.append(ArchiveFile(self._open_name, str(self._name.role), info.size, info.digest.hex()))

@@ -9,12 +9,8 @@ from typing import BinaryIO
 
 import click
 
-from incremental_backups_tools.chain.backup import (
-    DEFAULT_LEVEL,
-    full_backup,
-    incremental_backup,
-    key_of,
-)
+from incremental_backups_tools.chain.backup import full_backup, incremental_backup, key_of
+from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
 from incremental_backups_tools.cli.errors import ExitStatus

@@ -84,7 +84,7 @@ def _histories(
     for known in repository.keys() if key is None else [key]:
         history = History(repository, known)
         if backup_id is None:
-            yield history, history.backup_ids
+            yield history, history.stored_ids
         else:
             yield history, [header.id for header in history.chain_to(backup_id)]
 

@@ -58,7 +58,7 @@ class Own:
             own=self.writer,
             own_file=file,
             own_contents=self.contents,
-            backup_id=NOW,
+            own_files=f"{NOW}.",
         )
 
 
