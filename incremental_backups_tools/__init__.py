@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from incremental_backups_tools.archive.sigvault import SigVault
     from incremental_backups_tools.chain.apply import apply_diff
     from incremental_backups_tools.chain.backup import full_backup, incremental_backup
+    from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
+    from incremental_backups_tools.chain.prune import prune_backups
     from incremental_backups_tools.chain.restore import restore_backup
+    from incremental_backups_tools.chain.retention import KeepPolicy
+    from incremental_backups_tools.chain.rotation import RotationPolicy
     from incremental_backups_tools.chain.verify import verify
     from incremental_backups_tools.tree.diff import DiffIndex
     from incremental_backups_tools.tree.directory import Dir, File, filehash
@@ -37,12 +41,17 @@ _HOME_OF = {
     "DirIndex": "tree.index",
     "DirState": "tree.dirstate",
     "File": "tree.directory",
+    "KeepPolicy": "chain.retention",
+    "RotationPolicy": "chain.rotation",
     "SigVault": "archive.sigvault",
     "apply_diff": "chain.apply",
     "compute_diff": "tree.dirstate",
     "filehash": "tree.directory",
     "full_backup": "chain.backup",
     "incremental_backup": "chain.backup",
+    "merge_backups": "chain.merge",
+    "prune_backups": "chain.prune",
+    "rebase_backup": "chain.merge",
     "restore_backup": "chain.restore",
     "verify": "chain.verify",
 }
@@ -54,6 +63,8 @@ __all__ = [
     "DirIndex",
     "DirState",
     "File",
+    "KeepPolicy",
+    "RotationPolicy",
     "SigVault",
     "__version__",
     "apply_diff",
@@ -61,6 +72,9 @@ __all__ = [
     "filehash",
     "full_backup",
     "incremental_backup",
+    "merge_backups",
+    "prune_backups",
+    "rebase_backup",
     "restore_backup",
     "verify",
 ]

@@ -62,6 +62,7 @@ from incremental_backups_tools.repository.layout import (
     Role,
     is_key,
     make_backup_id,
+    parse_backup_id,
 )
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.locations import default_cache_root, default_repository
@@ -234,8 +235,15 @@ class _Run:
         if latest is not None and self._options.key is None:
             self._check_identity(latest)
         self._chain = [] if force_full or latest is None else self._history.chain_to(latest.id)
+        if self._chain and self._is_old(self._chain[0]):
+            self._chain = []
         self._choose_id(latest.id if latest is not None else None)
         return self._make()
+
+    def _is_old(self, full: StateHeader) -> bool:
+        """Whether it is time for another full."""
+        every = self._options.full_every
+        return every is not None and self._start_ns - parse_backup_id(full.id) >= every.total_seconds() * 1e9
 
     def _choose_id(self, latest_id: str | None) -> None:
         """A new id, or that of a killed run whose volumes can be used."""

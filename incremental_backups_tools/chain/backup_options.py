@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
@@ -33,6 +34,7 @@ class BackupOptions:
         dry_run: find out what would be done, and write nothing.
         max_deleted: the share of entries, from 0 to 1, by which a tree may shrink since its newest backup. One
             that shrinks more is most likely not mounted: nothing is published. 1 allows everything.
+        full_every: begin a new chain when the full of the newest one is that old or older.
         on_progress: called with each path and its size in bytes as it is done.
         on_notice: called with a sentence that is worth a word: a lock taken over, a cache not writable.
     """
@@ -48,6 +50,7 @@ class BackupOptions:
     wait_seconds: float = 0.0
     dry_run: bool = False
     max_deleted: float = DEFAULT_MAX_DELETED
+    full_every: timedelta | None = None
     on_progress: Callable[[bytes, int], None] | None = None
     on_notice: Callable[[str], None] | None = None
 
@@ -60,5 +63,7 @@ class BackupOptions:
             raise ValueError(f"at least one thread is needed, not {self.threads}")
         if not 0 <= self.max_deleted <= 1:
             raise ValueError(f"max_deleted is a share from 0 to 1, not {self.max_deleted}")
+        if self.full_every is not None and self.full_every <= timedelta(0):
+            raise ValueError(f"full_every is a span of time, not {self.full_every}")
         if self.key is not None:
             validate_key(self.key)

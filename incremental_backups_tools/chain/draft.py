@@ -147,17 +147,26 @@ class Draft:
             raise ChainError("the index could not be read back from a temporary file")
         return (entry.resolved for entry in cached)
 
-    def put_state(self, header: StateHeader, *, confirm: Callable[[], None] | None) -> ArchiveFile:
+    def put_state(
+        self,
+        header: StateHeader,
+        *,
+        confirm: Callable[[], None] | None,
+        prove: Callable[[BinaryIO], None] | None = None,
+    ) -> ArchiveFile:
         """Publish the state, which makes it a backup.
 
         Args:
             confirm: called at the last moment; raises if somebody else may have gone first.
+            prove: called with the finished file before; raises if it is not what it must be.
         """
         name = self.name(Role.STATE)
         self._lines_file.seek(0)
         with self._store.spool(name.path) as spool:
             write_state(spool.file, header, iter(RecordReader(self._lines_file, what="state being written")))
             file = describe(spool.file, name.file_name, str(Role.STATE))
+            if prove is not None:
+                prove(spool.file)
             if confirm is not None:
                 confirm()
             spool.publish()

@@ -23,7 +23,7 @@ from incremental_backups_tools.chain.history import (
 )
 from incremental_backups_tools.chain.index_cache import IndexIdentity
 from incremental_backups_tools.chain.parent_index import carry_over_index
-from incremental_backups_tools.chain.resolve import resolve, resolve_versions
+from incremental_backups_tools.chain.resolve import resolve
 from incremental_backups_tools.chain.rewrite import RewriteOptions, rewrite
 from incremental_backups_tools.chain.state import FULL, StateHeader
 from incremental_backups_tools.chain.when import select_backup
@@ -172,12 +172,15 @@ class Rewriter:
         cache_root: str | os.PathLike[str] | None,
         wait_seconds: float,
         options: RewriteOptions,
+        *,
+        dry_run: bool = False,
     ) -> None:
         self._repository = repository
         self._key = key
         self._operation = operation
         self._wait_seconds = wait_seconds
         self._options = options
+        self._dry_run = dry_run
         self._stack = ExitStack()
         self._cache = Cache(
             cache_root if cache_root is not None else default_cache_root(),
@@ -186,29 +189,37 @@ class Rewriter:
             on_problem=options.on_notice,
         )
         self.bytes_written = 0
+        self._lock: KeyLock | None = None
 
     def __enter__(self) -> Rewriter:
-        open_history(
-            self._repository, self._key
-        )  # whether there is such a key, before a lock is written for it
-        self.lock = self._stack.enter_context(
-            KeyLock.acquire(
-                self._repository.store,
-                self._key,
-                operation=self._operation,
-                wait_seconds=self._wait_seconds,
-                on_notice=self._options.on_notice,
-            )
-        )
-        self._repository.clean_temporaries(self._key)
-        self.history = open_history(self._repository, self._key)
-        # The newest chain as the cached index knows it.
-        latest = self.history.latest()
-        self._cached_chain = self.history.chain_to(latest.id) if latest is not None else []
+        # Whether there is such a key, before a lock is written for it.
+        open_history(self._repository, self._key)
+        with ExitStack() as stack:
+            if not self._dry_run:
+                self._lock = stack.enter_context(
+                    KeyLock.acquire(
+                        self._repository.store,
+                        self._key,
+                        operation=self._operation,
+                        wait_seconds=self._wait_seconds,
+                        on_notice=self._options.on_notice,
+                    )
+                )
+                self._repository.clean_temporaries(self._key)
+            self.history = open_history(self._repository, self._key)
+            # The newest chain as the cached index knows it.
+            latest = self.history.latest()
+            self._cached_chain = self.history.chain_to(latest.id) if latest is not None else []
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *details: object) -> None:
         self._stack.close()
+
+    def confirm_lock(self) -> None:
+        """Raise if somebody else may be changing the key by now. Raises as :meth:`KeyLock.confirm`."""
+        assert self._lock is not None  # a dry run changes nothing
+        self._lock.confirm()
 
     def merge(self, run: Sequence[StateHeader]) -> StateHeader:
         """Write the last of *run* again, on what the first one stands on."""
@@ -275,12 +286,9 @@ class Rewriter:
             first,
             generation=max(used) + 1,
             options=self._options,
-            confirm=self.lock.confirm,
+            confirm=self.confirm_lock,
         )
         self.history = History(self._repository, self._key)
-        # Read back: the state, and with it the digest of the index that it leads to.
-        for _ in resolve_versions(self.history.states(backup_id)):
-            pass
         name = self.history.state_name(backup_id)
         self.bytes_written += sum(file.size for file in header.files) + self._repository.store.size(name)
         return header

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from blake3 import blake3
@@ -37,9 +37,22 @@ from incremental_backups_tools.chain.lanes import Lanes, choose_lanes, files_of
 from incremental_backups_tools.chain.policy import delta_pays
 from incremental_backups_tools.chain.rebuild import iter_content, open_composed
 from incremental_backups_tools.chain.recording import Placement
-from incremental_backups_tools.chain.resolve import ChainState, ResolvedEntry, RunEntry, resolve_run
+from incremental_backups_tools.chain.resolve import (
+    ChainState,
+    ResolvedEntry,
+    RunEntry,
+    resolve_run,
+    resolve_versions,
+)
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
-from incremental_backups_tools.chain.state import ArchiveFile, Counts, Sizes, StateHeader
+from incremental_backups_tools.chain.state import (
+    ArchiveFile,
+    Counts,
+    Sizes,
+    StateHeader,
+    StateLine,
+    StateReader,
+)
 from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE
 from incremental_backups_tools.delta import Signature
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
@@ -159,7 +172,7 @@ class _Rewriting:
         archives = self._draft.finish(self._repository.repository_id, archives)
         header = self._header(archives)
         self._read_back(header)
-        self._draft.put_state(header, confirm=confirm)
+        self._draft.put_state(header, confirm=confirm, prove=self._prove_state)
         return header
 
     def _header(self, archives: list[ArchiveFile]) -> StateHeader:
@@ -190,10 +203,11 @@ class _Rewriting:
             assert item.old is not None  # or there would be no item
             recorder.gone(item.old.entry)
             return
-        entry = item.new.entry
+        # What its line said of places is of the old backups.
+        entry = msgspec.structs.replace(item.new.entry, data=None, source=None, sig=None)
         before = item.old.entry if item.old is not None else None
         if entry.type == FILE and entry.link_of is None:
-            resolved, placement = self._file(item, item.new)
+            resolved, placement = self._file(item, item.new.with_entry(entry))
             recorder.file(resolved, before, placement, is_linked=item.is_referenced)
             if item.is_referenced:
                 self._link_targets[entry.path] = resolved
@@ -326,6 +340,18 @@ class _Rewriting:
         )
 
     # --- reading back ------------------------------------------------------------------------------------
+
+    def _prove_state(self, file: BinaryIO) -> None:
+        """Resolve the chain with the state in *file* at its end; each index on the way has its digest."""
+
+        def lines() -> Iterator[StateLine]:
+            file.seek(0)
+            return iter(StateReader(file, what="state being written"))
+
+        file.seek(0)
+        header = StateReader(file, what="state being written").header
+        for _ in resolve_versions([*self._states[: self._first], ChainState(header, lines)]):
+            pass
 
     def _read_back(self, header: StateHeader) -> None:
         """Rebuild everything that the new backup holds a part of, out of the repository.

@@ -31,6 +31,7 @@ _COMPLETION_VARIABLE = "_IBT_COMPLETE"
 _CLI = "incremental_backups_tools.cli"
 _BACKUPS = "Back up and restore"
 _LOOKING = "Look at backups"
+_KEEPING = "Thin them out"
 _DELTAS = "Single files, as rdiff"
 
 _COMMANDS = (
@@ -42,6 +43,9 @@ _COMMANDS = (
     LazyCommand("ls", f"{_CLI}.ls", _LOOKING, "List what a backup holds, as 'ls -l'."),
     LazyCommand("find", f"{_CLI}.find", _LOOKING, "Find which backups hold a name."),
     LazyCommand("diff", f"{_CLI}.diff", _LOOKING, "Compare two backups, or one with a directory."),
+    LazyCommand("prune", f"{_CLI}.prune", _KEEPING, "Forget points in time, and free what they alone need."),
+    LazyCommand("merge", f"{_CLI}.merge", _KEEPING, "Replace a run of increments by one."),
+    LazyCommand("rebase", f"{_CLI}.merge", _KEEPING, "Turn a point in time into a full backup."),
     LazyCommand("signature", f"{_CLI}.rdiff", _DELTAS, "Make a file's signature."),
     LazyCommand("delta", f"{_CLI}.rdiff", _DELTAS, "Make a delta from a signature and a new file."),
     LazyCommand("patch", f"{_CLI}.rdiff", _DELTAS, "Apply a delta to a file."),

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from datetime import timedelta
+from typing import Any, BinaryIO
 
 import click
 
 from incremental_backups_tools.chain.backup import full_backup, incremental_backup, key_of
 from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
+from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
+from incremental_backups_tools.chain.when import parse_age
 from incremental_backups_tools.cli.errors import ExitStatus
+from incremental_backups_tools.cli.keeping import keep_options, policy_of
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import (
     IbtCommand,
@@ -24,7 +28,9 @@ from incremental_backups_tools.cli.options import (
 )
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.prune import rewrite_options, show_pruning
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
+from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.repository.layout import validate_key
 from incremental_backups_tools.tree.exclusion import ExclusionRules, split_pattern_lines
 from incremental_backups_tools.tree.source import walk_source
@@ -35,6 +41,13 @@ _EXCLUDE_FILE = ".exclude"
 def _check_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     try:
         return value if value is None else validate_key(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+def _age(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    try:
+        return None if value is None else parse_age(value)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from None
 
@@ -110,21 +123,8 @@ def _check_tags(
     callback=_check_tags,
     help="A word to keep with the backup.",
 )
-@click.option(
-    "--wait",
-    "wait_seconds",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    help="How long to wait for another process that backs up the same key.  [default: 0]",
-)
-@click.option(
-    "--cache-dir",
-    "cache_root",
-    metavar="DIR",
-    envvar="IBT_CACHE_DIR",
-    help="Where the local cache is.  [default: IBT_CACHE_DIR, else the user's]",
-)
+@wait_option
+@cache_option
 @click.option(
     "--max-deleted",
     metavar="SHARE",
@@ -133,11 +133,19 @@ def _check_tags(
     callback=share_option,
     help="Stop where SOURCE has shrunk by more than this share of its entries: it may not be mounted.",
 )
+@click.option(
+    "--full-every",
+    metavar="AGE",
+    callback=_age,
+    help="Begin a new chain when the full that the newest backup stands on is as old as this: 30d.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and write nothing.")
+@keep_options
 @common_options
 @click.pass_obj
 def backup(
     settings: Settings,
+    /,
     source: str,
     key: str | None,
     full: bool,
@@ -153,14 +161,21 @@ def backup(
     wait_seconds: float,
     cache_root: str | None,
     max_deleted: float,
+    full_every: timedelta | None,
     dry_run: bool,
+    max_unused: float,
+    **keep: Any,
 ) -> ExitStatus:
     """Back up the directory SOURCE: what has changed since its newest backup, everything where there is none.
 
     A file .exclude in SOURCE names what is left out, in gitignore's language, whatever the options say.
 
     Source files that cannot be read are named, the others are backed up, and the exit status is 3.
+
+    With any of the rules --keep-..., which are those of 'ibt prune', points in time that none of them keeps are
+    forgotten afterwards, unless there were such files.
     """
+    policy = policy_of(keep)
     _check_source(source, key)
     rules = _exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
     warn_of_slow_kernel()
@@ -187,11 +202,23 @@ def backup(
             cache_root=cache_root or None,
             wait_seconds=wait_seconds,
             max_deleted=max_deleted,
+            full_every=full_every,
             dry_run=dry_run,
             on_progress=on_progress,
             on_notice=None if settings.quiet else lambda notice: say("notice", notice),
         )
-    _show(report, settings)
+    pruned = None
+    if not (policy.is_empty or report.problems or dry_run):
+        pruned = prune_backups(
+            report.backup_key,
+            repository=settings.repository_place,
+            policy=policy,
+            max_unused=max_unused,
+            wait_seconds=wait_seconds,
+            cache_root=cache_root or None,
+            rewriting=rewrite_options(settings),
+        )
+    _show(report, pruned, settings)
     return ExitStatus.INCOMPLETE if report.problems else ExitStatus.DONE
 
 
@@ -234,19 +261,24 @@ def _exclusion_rules(
         raise click.UsageError(str(error), click.get_current_context()) from None
 
 
-def _show(report: BackupReport, settings: Settings) -> None:
+def _show(report: BackupReport, pruned: PruneReport | None, settings: Settings) -> None:
     for problem in report.problems:
         say("problem", str(problem))
     if not settings.quiet:
         for notice in report.notices:
             say("notice", str(notice))
     if settings.json:
-        print_document(report.to_dict())
+        document = report.to_dict()
+        if pruned is not None:
+            document["prune"] = pruned.to_dict()
+        print_document(document)
     elif not settings.quiet:
         if settings.verbosity:
             for file in report.files:
                 print_line(f"{file.size:>14} {file.path}")
         print_line(_summary(report))
+        if pruned is not None:
+            show_pruning(pruned, settings)
 
 
 def _summary(report: BackupReport) -> str:

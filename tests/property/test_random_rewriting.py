@@ -17,6 +17,8 @@ from support.trees import assert_same_tree, fingerprint
 from incremental_backups_tools import incremental_backup, restore_backup, verify
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
+from incremental_backups_tools.chain.prune import prune_backups
+from incremental_backups_tools.chain.retention import KeepPolicy
 from incremental_backups_tools.exceptions import ChainError
 from incremental_backups_tools.repository.repository import Repository
 
@@ -39,9 +41,20 @@ class Story:
     def back_up(self) -> None:
         for _ in range(self.rng.randrange(10) if self.points else 40):
             mutate(os.fsencode(self.source), self.rng)
+        self.edit_a_large_file()
         report = incremental_backup(self.source, self.repository, cache_root=self.cache, max_deleted=1)
         assert not report.problems
         self.points[report.backup_date] = fingerprint(self.source)
+
+    def edit_a_large_file(self) -> None:
+        """One that changes a little each time, so that its deltas are worth keeping."""
+        large = self.source / "large"
+        if not self.points:
+            large.write_bytes(self.rng.randbytes(100_000))
+        if large.is_file() and not large.is_symlink() and large.stat().st_size > 50_000:
+            with open(large, "r+b") as file:
+                file.seek(self.rng.randrange(50_000))
+                file.write(self.rng.randbytes(self.rng.choice([1, 500, 3000])))
 
     def merge(self) -> None:
         ids = sorted(self.points)
@@ -66,6 +79,20 @@ class Story:
         except ChainError:  # it is a full
             return
 
+    def prune(self) -> None:
+        count = self.rng.randrange(1, 6)
+        report = prune_backups(
+            "source",
+            repository=self.repository,
+            cache_root=self.cache,
+            policy=KeepPolicy(keep_last=count),
+            max_unused=self.rng.choice([0, 0.1, 1]),
+            grace_seconds=0,
+        )
+        kept = sorted(self.points)[-count:]
+        assert list(report.plan.kept) == kept, (report.decisions, kept)
+        self.points = {backup_id: self.points[backup_id] for backup_id in kept}
+
     def lose_cache(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)
 
@@ -74,9 +101,7 @@ class Story:
         for backup_id in backup_ids:
             self.restores += 1
             dest = self.top / "restored" / str(self.restores)
-            report = restore_backup(
-                "source", dest, at=backup_id, repository=self.repository, durable=False
-            )
+            report = restore_backup("source", dest, at=backup_id, repository=self.repository, durable=False)
             assert not report.problems
             assert_same_tree(self.points[backup_id], dest)
             shutil.rmtree(dest)
@@ -100,7 +125,15 @@ def test_each_point_comes_back_after_merging_and_rebasing(seed: int, rounds: int
         story.back_up()
         for _ in range(rounds):
             step = rng.choice(
-                [story.back_up, story.back_up, story.back_up, story.merge, story.rebase, story.lose_cache]
+                [
+                    story.back_up,
+                    story.back_up,
+                    story.back_up,
+                    story.merge,
+                    story.rebase,
+                    story.prune,
+                    story.lose_cache,
+                ]
             )
             step()
             story.check(rng.sample(sorted(story.points), min(2, len(story.points))))

@@ -93,6 +93,8 @@ def test_the_public_names() -> None:
         "DirIndex",
         "DirState",
         "File",
+        "KeepPolicy",
+        "RotationPolicy",
         "SigVault",
         "__version__",
         "apply_diff",
@@ -100,6 +102,9 @@ def test_the_public_names() -> None:
         "filehash",
         "full_backup",
         "incremental_backup",
+        "merge_backups",
+        "prune_backups",
+        "rebase_backup",
         "restore_backup",
         "verify",
     ]
