@@ -19,7 +19,7 @@ from incremental_backups_tools.chain.history import (
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.when import select_backup
-from incremental_backups_tools.exceptions import ChainError, SourceError
+from incremental_backups_tools.exceptions import BackupError, ChainError, SourceError
 from incremental_backups_tools.repository.layout import is_key
 from incremental_backups_tools.tree.diff import DELETED, classify, merge_join
 from incremental_backups_tools.tree.entry import FILE, Entry
@@ -40,19 +40,55 @@ class Difference:
     old: Entry | None
 
 
-def list_backups(repository: RepositoryPlace | None = None, key: str | None = None) -> list[StateHeader]:
-    """The headers of all backups, or of one key's, oldest first.
+@dataclass(frozen=True, slots=True)
+class DamagedBackup:
+    """A backup whose header cannot be read, and why."""
+
+    key: str
+    id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository, or one key of it, holds.
+
+    Attributes:
+        histories: of each key that has a backup, by key.
+        headers: of the backups, oldest first.
+        damaged: the backups whose headers cannot be read, oldest first.
+        stateless: keys without a backup, and how many files each has all the same: of a run that goes on, was
+            killed, or whose states were lost.
+    """
+
+    histories: dict[str, History]
+    headers: list[StateHeader]
+    damaged: list[DamagedBackup]
+    stateless: dict[str, int]
+
+
+def list_backups(repository: RepositoryPlace | None = None, key: str | None = None) -> Listing:
+    """The headers of all backups, or of one key's. One that is damaged does not hide the others.
 
     Raises:
         RepositoryNotFoundError: there is no repository.
         ChainError: *key* has no backup.
-        FormatError: a state is damaged.
+        RepositoryError: the repository cannot be listed.
     """
     target = open_repository(repository)
-    if key is not None:
-        return open_history(target, key).headers()
-    headers = [header for known in target.keys() for header in History(target, known).headers()]
-    return sorted(headers, key=lambda header: (header.id, header.key))
+    found = [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
+    listing = Listing({history.key: history for history in found if history.backup_ids}, [], [], {})
+    for history in found:
+        if not history.stored_ids:
+            listing.stateless[history.key] = len(target.objects(history.key))
+        for backup_id in history.backup_ids:
+            try:
+                listing.headers.append(history.header(backup_id))
+            except BackupError as error:
+                listing.damaged.append(DamagedBackup(history.key, backup_id, str(error)))
+    listing.headers.sort(key=lambda header: (header.id, header.key))
+    listing.damaged.sort(key=lambda damaged: (damaged.id, damaged.key))
+    return listing
 
 
 def split_point(text: str) -> tuple[str | None, str | None]:
@@ -99,52 +135,74 @@ def iter_entries(
     return resolve(history.states(header.id))
 
 
+def difference_of(new: Entry | None, old: Entry | None) -> Difference | None:
+    """What leads from *old* to *new*, two entries of one path; None where nothing does."""
+    op = classify(new, old)
+    kept = old if op == DELETED else new
+    return Difference(op, kept, old) if op is not None and kept is not None else None
+
+
 def compare(new: Iterable[Entry], old: Iterable[Entry]) -> Iterator[Difference]:
     """What leads from *old* to *new*, both in sort order."""
     pairs = merge_join(new, old, new_path=lambda entry: entry.path, old_path=lambda entry: entry.path)
     for after, before in pairs:
-        op = classify(after, before)
-        kept = before if op == DELETED else after
-        if op is not None and kept is not None:
-            yield Difference(op, kept, before)
+        difference = difference_of(after, before)
+        if difference is not None:
+            yield difference
 
 
-def iter_directory(source: Source, *, on_problem: ProblemHandler) -> Iterator[Entry]:
-    """The entries of a live directory with their digests, in sort order; every file is read."""
+@dataclass(frozen=True, slots=True)
+class LiveEntry:
+    """An entry of a live directory, and the content that its digest is of, where that was wanted and is there."""
+
+    entry: Entry
+    content: bytes | None = None
+
+
+def iter_directory(source: Source, *, on_problem: ProblemHandler, keep_len: int = -1) -> Iterator[LiveEntry]:
+    """The entries of a live directory with their digests, in sort order; every file is read.
+
+    Args:
+        keep_len: the content of a file of at most so many bytes comes with its entry.
+    """
     links = HardLinks()
     for found in walk_source(source, on_problem=on_problem):
         if type_of(found.stat.st_mode) is None:
             continue
         try:
-            yield _entry_of(found, links)
+            yield _live_entry(found, links, keep_len)
         except (SourceError, OSError, ValueError) as error:
             links.forget(found.rel_path, found.stat)
             on_problem(found.rel_path, str(error))
 
 
 class _Digest:
-    def __init__(self, found: Found, opened: OpenedFile) -> None:
+    def __init__(self, found: Found, keep_len: int, opened: OpenedFile) -> None:
         self._entry = capture(found, opened.stat, fd=opened.fd)
         self._extents = opened.extents
         self._hasher = blake3()
+        self._kept: list[bytes] | None = [] if opened.stat.st_size <= keep_len else None
 
     def update(self, chunk: bytes) -> None:
         self._hasher.update(chunk)
+        if self._kept is not None:
+            self._kept.append(chunk)
 
     def hole(self, length: int) -> None:
         for zeros in iter_zeros(length):
-            self._hasher.update(zeros)
+            self.update(zeros)
 
-    def entry(self) -> Entry:
-        return msgspec.structs.replace(self._entry, sparse=self._extents, digest=self._hasher.digest())
+    def live_entry(self) -> LiveEntry:
+        entry = msgspec.structs.replace(self._entry, sparse=self._extents, digest=self._hasher.digest())
+        return LiveEntry(entry, b"".join(self._kept) if self._kept is not None else None)
 
     def abandon(self) -> None:
         """Nothing outlives this object."""
 
 
-def _entry_of(found: Found, links: HardLinks) -> Entry:
+def _live_entry(found: Found, links: HardLinks, keep_len: int) -> LiveEntry:
     link_of = links.earlier_link(found.rel_path, found.stat)
     if type_of(found.stat.st_mode) != FILE or link_of is not None:
-        return capture(found, found.stat, link_of=link_of)
-    digest, _, _ = read_stable(found, functools.partial(_Digest, found))
-    return digest.entry()
+        return LiveEntry(capture(found, found.stat, link_of=link_of))
+    digest, _, _ = read_stable(found, functools.partial(_Digest, found, keep_len))
+    return digest.live_entry()

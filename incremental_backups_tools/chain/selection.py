@@ -28,7 +28,7 @@ class Selection:
     """
 
     def __init__(self, paths: Iterable[str | bytes | os.PathLike[str]] | None) -> None:
-        self._names = [_normalised(path) for path in paths or ()]
+        self._names = [normalised_path(path) for path in paths or ()]
         self._matched = [False] * len(self._names)
         self._patterns = [
             re.compile(_translate(name), re.DOTALL) if _MAGIC.search(name) else None for name in self._names
@@ -75,7 +75,12 @@ class Selection:
             raise ChainError(f"the backup has nothing named {', '.join(missing)}")
 
 
-def _normalised(path: str | bytes | os.PathLike[str]) -> bytes:
+def normalised_path(path: str | bytes | os.PathLike[str]) -> bytes:
+    """What a person wrote for a path of a backup, without ``./`` in front and slashes behind.
+
+    Raises:
+        UnsafePathError: a path that leads out of the backup.
+    """
     raw = os.fsencode(path).rstrip(b"/")
     while raw.startswith(b"./"):
         raw = raw[2:].lstrip(b"/")

@@ -43,6 +43,7 @@ _COMMANDS = (
     LazyCommand("ls", f"{_CLI}.ls", _LOOKING, "List what a backup holds, as 'ls -l'."),
     LazyCommand("find", f"{_CLI}.find", _LOOKING, "Find which backups hold a name."),
     LazyCommand("diff", f"{_CLI}.diff", _LOOKING, "Compare two backups, or one with a directory."),
+    LazyCommand("stats", f"{_CLI}.stats", _LOOKING, "Show what backups cost, and what changes most."),
     LazyCommand("prune", f"{_CLI}.prune", _KEEPING, "Forget points in time, and free what they alone need."),
     LazyCommand("merge", f"{_CLI}.merge", _KEEPING, "Replace a run of increments by one."),
     LazyCommand("rebase", f"{_CLI}.merge", _KEEPING, "Turn a point in time into a full backup."),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from incremental_backups_tools.chain.history import History, open_history, open_repository
+from incremental_backups_tools.chain.lineage import carrying_headers
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line, say
 from incremental_backups_tools.cli.rendering import entry_record, long_line
-from incremental_backups_tools.exceptions import ChainError
 from incremental_backups_tools.tree.diff import DELETED
 from incremental_backups_tools.tree.entry import Entry, sort_key
 
@@ -96,21 +97,18 @@ def _skip_stars(patterns: list[re.Pattern[str] | None], positions: set[int]) -> 
 
 
 def _iter_hits(history: History, matches: Matcher) -> Iterator[tuple[StateHeader, Entry]]:
-    """The matching entries of every backup, oldest backup first.
+    """The matching entries of every backup that is listed, oldest backup first.
 
     Each state is read once and no index is resolved: what a backup holds is what its parent holds, changed
     by its own lines. Only the matches of backups that others still stand on are kept.
     """
-    headers = history.headers()
-    children: dict[str | None, int] = {}
-    for header in headers:
-        children[header.parent] = children.get(header.parent, 0) + 1
+    headers = carrying_headers(history)
+    points = frozenset(history.backup_ids)
+    children = Counter(header.parent for header in headers)
     held: dict[str, dict[bytes, Entry]] = {}
     for header in headers:
         current: dict[bytes, Entry] = {}
         if header.parent is not None:
-            if header.parent not in held:
-                raise ChainError(f"{header.key}@{header.id} stands on {header.parent}, which is not there")
             current = dict(held[header.parent])
             children[header.parent] -= 1
             if not children[header.parent]:
@@ -122,10 +120,11 @@ def _iter_hits(history: History, matches: Matcher) -> Iterator[tuple[StateHeader
                 current.pop(line.path, None)
             else:
                 current[line.path] = line.entry
-        if children.get(header.id):
+        if children[header.id]:
             held[header.id] = current
-        for path in sorted(current, key=sort_key):
-            yield header, current[path]
+        if header.id in points:
+            for path in sorted(current, key=sort_key):
+                yield header, current[path]
 
 
 def _record(header: StateHeader, entry: Entry) -> dict[str, Any]:

@@ -69,6 +69,19 @@ def write_output(text: str) -> None:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def write_raw(data: bytes) -> None:
+    """Write bytes to the standard output as they are. Raises as :func:`write_output`."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def flush_output() -> None:
     """Bring what was written to its reader. Raises as :func:`write_output`."""
     if sys.stdout is None:

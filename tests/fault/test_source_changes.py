@@ -140,7 +140,7 @@ def test_a_file_that_becomes_something_else_is_reported_and_its_old_version_kept
     document = json.loads(capfd.readouterr().out)
     expected = "vanished before it was read" if kind == "nothing" else "is no regular file any more"
     assert document["problems"] == [{"path": "victim", "message": expected}]
-    (problem,) = list_backups(repository)[-1].problems
+    (problem,) = list_backups(repository).headers[-1].problems
     assert (problem.path, problem.message) == ("victim", expected)
     assert (restored(repository, tmp_path) / "victim").read_bytes() == OLD
 

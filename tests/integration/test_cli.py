@@ -377,7 +377,7 @@ def test_help_lists_every_command_and_needs_no_library() -> None:
         )
         assert (done.returncode, done.stderr) == (0, "")
     shown = run_ibt("--help").stdout
-    names = ["backup", "restore", "verify", "list", "ls", "find", "diff"]
+    names = ["backup", "restore", "verify", "list", "ls", "find", "diff", "stats"]
     for name in [*names, "signature", "delta", "patch", "compose"]:
         assert f"\n  {name} " in shown
         assert "Common options:" in run_ibt(name, "--help").stdout

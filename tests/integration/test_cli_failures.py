@@ -41,6 +41,9 @@ def reading_commands(place: Place, out: Path) -> list[list[str]]:
         ["ls", "source"],
         ["find", "small"],
         ["diff", f"source@{place.ids[0]}", "source"],
+        ["diff", "--content", f"source@{place.ids[0]}", "source"],
+        ["list", "--unique"],
+        ["stats"],
         ["restore", "source", str(out)],
         ["verify"],
     ]
@@ -251,6 +254,9 @@ def test_waiting_for_a_lock(place: Place) -> None:
         (["ls", "../etc"], 1),
         (["list", "nosuch"], 1),
         (["find", "x", "nosuch"], 1),
+        (["stats", "nosuch"], 1),
+        (["stats", "source", "no/such/path"], 1),
+        (["stats", "source", "../up"], 1),
         (["verify", "nosuch"], 1),
         (["restore", "nosuch", "out"], 1),
         (["ls", "source@1999-01-01"], 1),
@@ -323,6 +329,7 @@ def test_a_destination_that_is_a_file(place: Place, tmp_path: Path) -> None:
         (["restore", "source", ""], "DEST is empty"),
         (["restore", "source", "out", "--overwrite", "maybe"], "maybe"),
         (["find", "/"], "names nothing"),
+        (["stats", "source", "--top", "-1"], "--top"),
         (["diff", "source"], "Missing argument"),
     ],
 )
