@@ -9,13 +9,16 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import zstandard
 from blake3 import blake3
 
 from incremental_backups_tools.archive.seek_table import MAX_FRAMES, encode_seek_table
 from incremental_backups_tools.exceptions import LimitExceededError
+
+# How many frames the first level is for: at the highest usual one they take two to three seconds of one processor.
+HARD_FRAMES: Final = 8
 
 
 class FrameWriter:
@@ -30,13 +33,23 @@ class FrameWriter:
     Args:
         file: as for VolumeWriter.
         level: zstd's.
+        first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
         pool: where to compress; None is in the calling thread.
         max_in_flight: most frames that are compressed or wait for it at a time.
     """
 
-    def __init__(self, file: BinaryIO, *, level: int, pool: Executor | None, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        level: int,
+        pool: Executor | None,
+        max_in_flight: int,
+        first_level: int | None = None,
+    ) -> None:
         self._file = file
         self._level = level
+        self._first_level = level if first_level is None else first_level
         self._pool = pool
         self._max_in_flight = max_in_flight
         self._threads = threading.local()
@@ -52,10 +65,11 @@ class FrameWriter:
         """Take *data*, which must not change any more, as the next frame."""
         with self._all_or_unusable():
             self._require_room()
+            level = self._first_level if self._frame_count < HARD_FRAMES else self._level
             if self._pool is None:
-                self._write_frame(self._compress(data), len(data))
+                self._write_frame(self._compress(data, level), len(data))
                 return
-            self._pending.append((self._pool.submit(self._compress, data), len(data)))
+            self._pending.append((self._pool.submit(self._compress, data, level), len(data)))
             while len(self._pending) > self._max_in_flight or (self._pending and self._pending[0][0].done()):
                 self._write_oldest()
 
@@ -115,14 +129,12 @@ class FrameWriter:
         yield
         self._unusable = False
 
-    def _compress(self, data: bytearray) -> bytes:
-        compressor: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
-        if compressor is None:
-            compressor = zstandard.ZstdCompressor(
-                level=self._level, write_checksum=True, write_content_size=True
-            )
-            self._threads.compressor = compressor
-        return compressor.compress(data)
+    def _compress(self, data: bytearray, level: int) -> bytes:
+        known: tuple[int, zstandard.ZstdCompressor] | None = getattr(self._threads, "compressor", None)
+        if known is None or known[0] != level:
+            compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+            known = self._threads.compressor = (level, compressor)
+        return known[1].compress(data)
 
     def _write_oldest(self) -> None:
         future, tar_len = self._pending.popleft()

@@ -67,6 +67,7 @@ class VolumeWriter:
         file: a local binary file at position 0, writable, seekable and truncatable. It is flushed at the end,
             neither synchronised nor closed.
         level: zstd's level.
+        first_level: of the first frames; see FrameWriter.
         pool: where frames are compressed; None is in the calling thread. Waiting for it from one of its own
             workers would be a deadlock: a writer must not run in its own pool.
         frame_len: see the frame rule.
@@ -81,13 +82,18 @@ class VolumeWriter:
         pool: Executor | None = None,
         frame_len: int = FRAME_LEN,
         workers: int | None = None,
+        first_level: int | None = None,
     ) -> None:
         if not len(END_OF_ARCHIVE) <= frame_len <= MAX_FRAME_LEN:
             raise ValueError(
                 f"frame_len is {frame_len}, must be from {len(END_OF_ARCHIVE)} to {MAX_FRAME_LEN}"
             )
         self._frames = FrameWriter(
-            file, level=level, pool=pool, max_in_flight=2 * (workers or os.cpu_count() or 1)
+            file,
+            level=level,
+            pool=pool,
+            max_in_flight=2 * (workers or os.cpu_count() or 1),
+            first_level=first_level,
         )
         self._frame_len = frame_len
         self._frame = bytearray()

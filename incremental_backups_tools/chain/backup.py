@@ -25,6 +25,7 @@ from incremental_backups_tools.chain.content import ContentStorer
 from incremental_backups_tools.chain.draft import Draft
 from incremental_backups_tools.chain.history import History, RepositoryPlace, identities
 from incremental_backups_tools.chain.index_cache import IndexIdentity
+from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.packing import Packer, PackingResult
 from incremental_backups_tools.chain.parent_index import ParentIndex, open_parent_index
 from incremental_backups_tools.chain.report import BackupReport, ReportFile
@@ -295,12 +296,16 @@ class _Run:
         updated = self._volumes(Role.UPDATED, pool) if self._chain else None
         sigvault = self._volumes(Role.SIGVAULT, pool)
         archives = Archives(self._repository.store, self._key, self._chain) if self._chain else None
+        moved = MovedFiles(parent.file, self._fs_path) if parent is not None else None
+        if moved is not None:
+            self._stack.callback(moved.close)
         storer = ContentStorer(
             whole=whole,
             updated=updated,
             sigvault=sigvault,
             archives=archives,
             known=draft.known_content(parent),
+            moved=moved,
         )
         packer = Packer(
             is_full=draft.kind == FULL,

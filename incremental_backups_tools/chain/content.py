@@ -23,6 +23,7 @@ from incremental_backups_tools.archive.sparse_map import encode_sparse_map
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.known_content import Known, KnownContent
+from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.policy import delta_pays, is_signed, may_delta
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
@@ -55,6 +56,7 @@ class StoredContent:
         is_delta: *data* is a delta of the parent's content.
         sig: where the new signature is.
         known: who else has the content, in the parent or in this backup, where it is not the same path.
+        base: the parent's entry that *data* is a delta of, where it is not the same path.
         bytes_read: from the source, over all attempts.
     """
 
@@ -65,6 +67,7 @@ class StoredContent:
     stable: bool
     bytes_read: int
     known: Known | None = None
+    base: ResolvedEntry | None = None
 
 
 class _Reading:
@@ -116,7 +119,7 @@ class _Delta(_Reading):
     def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile, old: Signature) -> None:
         super().__init__(storer, found, opened)
         self.out = cast(BinaryIO, tempfile.SpooledTemporaryFile(_DELTA_SPOOL_LEN, prefix="ibt-delta-"))
-        block_len = choose_block_len(opened.stat.st_size)
+        block_len = choose_block_len(opened.stat.st_size, before=old.block_len)
         self._builder = DeltaAndSignatureBuilder(old, out=self.out, block_len=block_len)
 
     def take(self, chunk: bytes) -> None:
@@ -199,6 +202,7 @@ class ContentStorer:
         sigvault: the volumes that take signatures.
         archives: where the parent's signatures are read; None in a full.
         known: the contents that need not be stored again.
+        moved: what new files may have been; None in a full.
     """
 
     def __init__(
@@ -209,12 +213,14 @@ class ContentStorer:
         sigvault: VolumeSet,
         archives: Archives | None,
         known: KnownContent,
+        moved: MovedFiles | None = None,
     ) -> None:
         self._whole = whole
         self._updated = updated
         self._sigvault = sigvault
         self._archives = archives
         self._known = known
+        self._moved = moved
         self.bytes_read = 0
 
     def store(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
@@ -231,12 +237,15 @@ class ContentStorer:
         size = found.stat.st_size
         is_alike = holder is not None and _looks_unchanged(found.stat, holder.entry)
         before = holder.content_digest if holder is not None else None
-        if is_alike or (size > SMALL_FILE_LEN and self._known.has_size(size, but=before)):
+        bases = self._moved.candidates(found.rel_path, found.stat) if self._moved and parent is None else []
+        if is_alike or ((size > SMALL_FILE_LEN or bases) and self._known.has_size(size, but=before)):
             reading, _, stable = read_stable(found, lambda opened: _HashOnly(self, found, opened))
             held = self._held(reading, stable, holder)
             if held is not None:
                 return held
-        stored = self._store_delta(found, holder) if holder is not None else None
+        stored = self._store_delta(found, holder, holder) if holder is not None else None
+        for base in bases:
+            stored = stored or self._store_delta(found, base, None)
         return stored if stored is not None else self._store_whole(found, holder)
 
     def _held(self, reading: _Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
@@ -264,13 +273,15 @@ class ContentStorer:
             entry = msgspec.structs.replace(entry, sparse=parent.entry.sparse)
         return StoredContent(entry, None, False, None, stable, self.bytes_read)
 
-    def _store_delta(self, found: Found, parent: ResolvedEntry) -> StoredContent | None:
-        """Store a delta if there is a signature and it pays; None where a whole copy is better."""
+    def _store_delta(
+        self, found: Found, base: ResolvedEntry, parent: ResolvedEntry | None
+    ) -> StoredContent | None:
+        """Store a delta of *base* if that has a signature and it pays; None where a whole copy is better."""
         if self._updated is None or self._archives is None:
             return None
-        if not is_signed(found.stat.st_size) or not may_delta(found.stat.st_size, parent.data):
+        if not is_signed(found.stat.st_size) or not may_delta(found.stat.st_size, base.data):
             return None
-        old = self._archives.signature_of(parent)
+        old = self._archives.signature_of(base)
         if old is None:
             return None
         reading, info, stable = read_stable(found, lambda opened: _Delta(self, found, opened, old))
@@ -279,11 +290,13 @@ class ContentStorer:
             if held is not None:
                 return held
             delta_len, signature = reading.finish()
-            if not delta_pays(reading.data_len, delta_len, parent.data):
+            if not delta_pays(reading.data_len, delta_len, base.data):
                 return None
             location = self._add_delta(self._updated, reading, delta_len)
             sig = self._add_signature(reading.entry, signature, old) if is_signed(info.st_size) else None
-            return StoredContent(_with_digest(reading), location, True, sig, stable, self.bytes_read)
+            entry = _with_digest(reading)
+            moved_from = base if parent is None else None
+            return StoredContent(entry, location, True, sig, stable, self.bytes_read, base=moved_from)
         finally:
             reading.out.close()
 

@@ -215,12 +215,14 @@ class Packer:
     def _of_its_own(
         self, entry: Entry, parent: ResolvedEntry | None, stored: StoredContent
     ) -> tuple[ResolvedEntry, Placement]:
-        """A file that stands on what its path had, or on nothing."""
+        """A file that stands on what its path had, on another path of the parent, or on nothing."""
         if stored.data is not None and not stored.is_delta:
             resolved = ResolvedEntry(
                 entry, (stored.data,), _sig_locations(stored.sig), _sig_digest(stored.sig), entry.digest
             )
             return resolved, Placement(stored.data, sig=stored.sig)
+        source = stored.base.path if stored.base is not None else None
+        parent = stored.base if stored.base is not None else parent
         assert parent is not None  # only then there is anything to build on
         own = (stored.data,) if stored.data is not None else ()
         sigs = parent.sigs if stored.data is None else parent.sigs + _sig_locations(stored.sig)
@@ -228,7 +230,7 @@ class Packer:
         resolved = ResolvedEntry(
             entry, parent.data + own, sigs if sig_digest else (), sig_digest, entry.digest
         )
-        source = parent.entry.link_of
+        source = parent.entry.link_of if source is None else source
         if stored.is_delta and source is not None:
             self._delta_bases[entry.path] = source
         return resolved, Placement(stored.data, is_delta=stored.is_delta, sig=stored.sig, source=source)

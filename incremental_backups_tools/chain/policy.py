@@ -25,6 +25,24 @@ MAX_DELTA_SHARE: Final = 0.5
 # shell restores, nor an archive that lacks files.
 MIN_SHARED_LEN: Final = 64
 
+# A new file that may be an old one, moved and edited: trying costs reading a signature and the file once more, so
+# it is done where the copy that may be spared is worth it, with a few old files of about its size.
+MIN_MOVED_LEN: Final = 4096
+MAX_MOVED_RATIO: Final = 2
+MAX_MOVED_TRIES: Final = 2
+
+# Deltas are few bytes. Those between two releases of Linux, 7 MiB, take at level 3 1,823 KiB and 0.06 seconds of a
+# processor, at 9 1,640 and 0.17, at 12 1,628 and 0.26, at 15 1,609 and 1.05, at 19 1,505 and 2.69
+# (``python -m benchmarks.sizes --sweep``): the last is a tenth less of an increment's upload than level 12, for
+# time that the one pass over the source leaves to the other processors.
+DELTA_LEVEL: Final = 19
+_FAST_LEVEL: Final = 2  # whoever asks for less than the default is in a hurry
+
+
+def delta_level(level: int) -> int:
+    """The level of the first frames of deltas, where *level* is asked for."""
+    return level if level <= _FAST_LEVEL else max(level, DELTA_LEVEL)
+
 
 def is_signed(size: int) -> bool:
     """Whether a file of *size* bytes gets a signature."""

@@ -27,6 +27,8 @@ ACTIONS = [
     "rename",
     "rename",
     "swap",
+    "move and edit",
+    "move and edit",
     "copy",
     "copy",
     "link",
@@ -47,7 +49,7 @@ def mutate(root: bytes, rng: random.Random) -> None:
     files = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
     target = os.path.join(rng.choice(directories), rng.choice(NAMES))
     action = rng.choice(ACTIONS)
-    if action in ("write", "symlink", "mkdir", "link", "rename", "copy"):
+    if action in ("write", "symlink", "mkdir", "link", "rename", "copy", "move and edit"):
         if os.path.isdir(target) and not os.path.islink(target):
             shutil.rmtree(target)
         elif os.path.lexists(target):
@@ -63,6 +65,10 @@ def mutate(root: bytes, rng: random.Random) -> None:
         os.link(rng.choice(files), target)
     elif action == "copy" and files:
         shutil.copy(rng.choice(files), target)
+    elif action == "move and edit" and files:
+        victim = rng.choice(files)
+        os.rename(victim, target)
+        _change_file(target, rng.choice(["edit", "append"]), rng)
     elif action == "swap" and len(files) > 1:
         swap(*rng.sample(files, 2))
     elif action == "rename":

@@ -170,17 +170,37 @@ def test_a_missing_file_is_an_os_error(tmp_path):
         signature(tmp_path / "missing")
 
 
-def test_block_length_grows_with_the_square_root_within_its_bounds():
-    lengths = [choose_block_len(size) for size in (0, 1, 1 << 20, 1 << 24, 1 << 30, 1 << 32, 1 << 50)]
-    assert lengths == [1024, 1024, 1024, 4096, 32768, 65536, 65536]
-    previous = 0
-    for size in range(0, 1 << 28, 999_983):
-        block_len = choose_block_len(size)
-        assert block_len % 512 == 0
-        assert block_len >= previous
-        previous = block_len
+def test_block_length_grows_by_powers_of_two_within_its_bounds():
+    kib, gib = 1 << 10, 1 << 30
+    steps = [0, 16 * kib, 64 * kib] + [(gib << number) + 1 for number in range(1, 6)]
+    assert [choose_block_len(size) for size in steps] == [512 << number for number in range(8)]
+    before_steps = [size - 1 for size in steps[1:]] + [1 << 50]
+    assert [choose_block_len(size) for size in before_steps] == [512 << number for number in range(8)]
     with pytest.raises(ValueError, match="negative"):
         choose_block_len(-1)
+
+
+def test_no_signature_has_more_than_a_million_blocks_until_blocks_are_longest():
+    for size in range(1, 64 << 30, 999_999_937):
+        assert -(-size // choose_block_len(size)) <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (256, 1024),
+        (511, 1024),
+        (512, 512),
+        (1024, 1024),
+        (1536, 1536),
+        (2048, 2048),
+        (2049, 1024),
+        (65536, 1024),
+    ],
+)
+def test_a_block_length_is_kept_within_a_step(before, expected):
+    assert choose_block_len(50_000) == 1024
+    assert choose_block_len(50_000, before=before) == expected
 
 
 def test_the_block_length_is_chosen_by_what_is_left_of_the_file():

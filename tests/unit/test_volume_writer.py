@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
@@ -13,6 +14,7 @@ import zstandard
 from blake3 import blake3
 
 from incremental_backups_tools.archive import volume_writer
+from incremental_backups_tools.archive.frame_writer import HARD_FRAMES
 from incremental_backups_tools.archive.seek_table import (
     FOOTER_LEN,
     MAX_FRAME_LEN,
@@ -359,3 +361,27 @@ class TestFailures:
             add_file(writer, b"a", b"data")
             with pytest.raises(ValueError, match="level"):
                 writer.finish()
+
+
+def test_the_first_frames_are_compressed_at_a_level_of_their_own() -> None:
+    rng = random.Random(1)
+    words = [rng.randbytes(4).hex().encode() for _ in range(500)]
+    data = b" ".join(rng.choices(words, k=20 * FRAME_LEN // 9))
+    volumes = {}
+    for levels in ((1, None), (1, 19), (19, 1), (19, None)):
+        file = io.BytesIO()
+        writer = VolumeWriter(file, level=levels[0], first_level=levels[1], frame_len=FRAME_LEN)
+        writer.add(file_member(b"words", data), data)
+        writer.finish()
+        volumes[levels] = file.getvalue()
+        assert b"".join(frames_of(volumes[levels])) == b"".join(frames_of(volumes[1, None]))
+
+    low, hard = table_of(volumes[1, None]), table_of(volumes[19, None])
+    for levels, first, rest in (((1, 19), hard, low), ((19, 1), low, hard)):
+        table = table_of(volumes[levels])
+        expected = [
+            (first if index < HARD_FRAMES else rest).frame(index).length for index in range(low.frame_count)
+        ]
+        assert [table.frame(index).length for index in range(table.frame_count)] == expected
+    assert low.frame_count > HARD_FRAMES
+    assert len(volumes[19, None]) != len(volumes[1, None])

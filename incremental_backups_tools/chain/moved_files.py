@@ -1,0 +1,216 @@
+"""Which file of the parent a new one may have been before it was moved and edited.
+
+An identical file is found by its digest (``chain/known_content.py``). One that was edited, too, is found by what
+a move leaves behind: its inode; its base name in another directory; its directory and the end of its name. Each
+is a guess, and costs a delta that may not pay, so that only files of about the same size are tried, few of them,
+and such of another inode only where their own name is gone.
+
+The names of the parent's index are put into a table by the first file that asks. The table lies on disk, so that
+memory stays flat.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import BinaryIO, Final
+
+import msgspec
+import zstandard
+
+from incremental_backups_tools.chain.index_cache import Place, parse_resolved
+from incremental_backups_tools.chain.known_content import IndexLines
+from incremental_backups_tools.chain.policy import MAX_MOVED_RATIO, MAX_MOVED_TRIES, MIN_MOVED_LEN
+from incremental_backups_tools.chain.resolve import ResolvedEntry
+from incremental_backups_tools.exceptions import FormatError, UnsafePathError
+from incremental_backups_tools.tree.entry import FILE, bytes_of
+from incremental_backups_tools.tree.records import MAX_WINDOW_LEN
+
+# An empty name is a temporary database in a file that SQLite makes and removes.
+_SCHEMA: Final = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    CREATE TABLE file (id INTEGER PRIMARY KEY, path BLOB, frame INTEGER, offset INTEGER);
+    CREATE TABLE sign (sign INTEGER, size INTEGER, id INTEGER);
+    BEGIN;
+"""
+_LARGER: Final = """
+    SELECT size, path, frame, offset FROM sign JOIN file USING (id)
+    WHERE sign = ? AND size >= ? AND size <= ? ORDER BY size LIMIT ?
+"""
+_SMALLER: Final = """
+    SELECT size, path, frame, offset FROM sign JOIN file USING (id)
+    WHERE sign = ? AND size < ? AND size >= ? ORDER BY size DESC LIMIT ?
+"""
+_CACHE_KIB: Final = 8 << 10
+_PENDING_ROWS: Final = 16 << 10
+_CHUNK_LEN: Final = 1 << 18
+
+# A name such as "Makefile" may be there a thousand times. Of each kind so many are looked at, nearest size first.
+_MAX_LOOKED_AT: Final = 32
+
+log = logging.getLogger(__name__)
+
+
+class _Line(msgspec.Struct):
+    """What of an index's line a sign is made of. Its header and its end have nothing of it."""
+
+    path: str | None = None
+    path_b64: str | None = None
+    type: str | None = None
+    size: int = 0
+    link_of: str | None = None
+    link_of_b64: str | None = None
+    inode: int | None = None
+    dev: int | None = None
+    sig_digest: str | None = None
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+class MovedFiles:
+    """Finds what new files may have been in the parent.
+
+    Args:
+        index: the parent's index, whole; it may be read elsewhere through the same file.
+        source: the directory that is backed up.
+    """
+
+    def __init__(self, index: BinaryIO, source: str) -> None:
+        self._index = index
+        self._source = os.fsencode(source)
+        self._lines = IndexLines(index)
+        self._connection: sqlite3.Connection | None = None
+        self._is_usable = True
+
+    def candidates(self, path: bytes, info: os.stat_result) -> list[ResolvedEntry]:
+        """Files of the parent of which the new file *path* may be an edited version, the likeliest first."""
+        size = info.st_size
+        if size < MIN_MOVED_LEN or not self._is_usable:
+            return []
+        found: dict[bytes, ResolvedEntry] = {}
+        try:
+            if self._connection is None:
+                self._connection = self._read_index()
+            for number, sign in enumerate(_signs(path, info.st_dev, info.st_ino)):
+                for old_path, place in _with_sign(self._connection, sign, size):
+                    # The first sign is the inode: what has that may have its old name, too.
+                    if (
+                        old_path not in found
+                        and old_path != path
+                        and (number == 0 or self._is_gone(old_path))
+                    ):
+                        found.update(self._entry_at(place))
+                    if len(found) >= MAX_MOVED_TRIES:
+                        return list(found.values())
+        except (sqlite3.Error, zstandard.ZstdError, OSError) as error:
+            self._is_usable = False
+            log.warning(
+                "files that were moved and edited cannot be found any more, and are stored whole: %s", error
+            )
+        return list(found.values())
+
+    def close(self) -> None:
+        """Free the table. May be called again."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _is_gone(self, path: bytes) -> bool:
+        try:
+            return not stat.S_ISREG(os.lstat(os.path.join(self._source, path)).st_mode)
+        except OSError:
+            return True
+
+    def _entry_at(self, place: Place) -> dict[bytes, ResolvedEntry]:
+        line = self._lines.line_at(place)
+        if line is not None:
+            with suppress(FormatError, UnsafePathError):  # another index by now: nothing is found
+                resolved = parse_resolved(line)
+                return {resolved.path: resolved}
+        return {}
+
+    def _read_index(self) -> sqlite3.Connection:
+        connection = sqlite3.connect("", isolation_level=None)
+        try:
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            files: list[tuple[int, bytes, int, int]] = []
+            signs: list[tuple[int, int, int]] = []
+            for number, (place, raw) in enumerate(_iter_places(self._index.fileno())):
+                if (known := _file_of(raw)) is not None:
+                    path, line = known
+                    files.append((number, path, *place))
+                    signs += ((sign, line.size, number) for sign in _signs(path, line.dev, line.inode))
+                if len(signs) >= _PENDING_ROWS:
+                    _insert(connection, files, signs)
+            _insert(connection, files, signs)
+            connection.execute("CREATE INDEX by_sign ON sign (sign, size, id)")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _with_sign(connection: sqlite3.Connection, sign: int, size: int) -> list[tuple[bytes, Place]]:
+    larger = connection.execute(_LARGER, (sign, size, size * MAX_MOVED_RATIO, _MAX_LOOKED_AT)).fetchall()
+    smaller = connection.execute(_SMALLER, (sign, size, size // MAX_MOVED_RATIO, _MAX_LOOKED_AT)).fetchall()
+    nearest = sorted(larger + smaller, key=lambda row: abs(row[0] - size))[:_MAX_LOOKED_AT]
+    return [(path, Place(frame, offset)) for _, path, frame, offset in nearest]
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    files: list[tuple[int, bytes, int, int]],
+    signs: list[tuple[int, int, int]],
+) -> None:
+    connection.executemany("INSERT INTO file VALUES (?, ?, ?, ?)", files)
+    connection.executemany("INSERT INTO sign VALUES (?, ?, ?)", signs)
+    files.clear()
+    signs.clear()
+
+
+def _signs(path: bytes, dev: int | None, inode: int | None) -> Iterator[int]:
+    """What a file that was moved may have kept, the surest first, as numbers."""
+    directory, name = posixpath.split(path)
+    # Python's own hashes, which hold for this process, as the table does.
+    yield hash((dev, inode))
+    yield hash(name)
+    yield hash((directory, posixpath.splitext(name)[1]))
+
+
+def _file_of(raw: bytes) -> tuple[bytes, _Line] | None:
+    """The path and the line of a regular file that may be a base; None of all else."""
+    with suppress(msgspec.DecodeError, ValueError):  # a name that the walk did not give
+        line = _decoder.decode(raw)
+        if line.type != FILE or line.size < MIN_MOVED_LEN // MAX_MOVED_RATIO or line.sig_digest is None:
+            return None
+        if line.link_of is None and line.link_of_b64 is None:
+            return bytes_of(line.path, line.path_b64) or b"", line
+    return None
+
+
+def _iter_places(fd: int) -> Iterator[tuple[Place, bytes]]:
+    """Each line of an index and where it lies."""
+    frame = 0
+    while True:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN).decompressobj()
+        position = frame
+        parts = []
+        while not decompressor.eof:
+            chunk = os.pread(fd, _CHUNK_LEN, position)
+            if not chunk:
+                return
+            position += len(chunk)
+            parts.append(decompressor.decompress(chunk))
+        offset = 0
+        for raw in b"".join(parts).split(b"\n"):
+            if raw:
+                yield Place(frame, offset), raw
+            offset += len(raw) + 1
+        frame = position - len(decompressor.unused_data)

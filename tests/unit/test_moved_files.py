@@ -1,0 +1,111 @@
+"""What a new file may have been is found by its inode, its name and its neighbours, and by nothing that fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexIdentity
+from incremental_backups_tools.chain.moved_files import MovedFiles
+from incremental_backups_tools.chain.policy import MAX_MOVED_TRIES
+from incremental_backups_tools.chain.resolve import ResolvedEntry
+from incremental_backups_tools.tree.entry import Entry, Location
+
+IDENTITY = IndexIdentity("0" * 32, "key", [("20260101T000000.000000Z", 0)], "1" * 64)
+SIZE = 100_000
+
+
+def held(path: bytes, *, size: int = SIZE, inode: int | None = None, signed: bool = True) -> ResolvedEntry:
+    entry = Entry(
+        path=path, type="file", mode=0o644, size=size, digest=blake3(path).digest(), inode=inode, dev=1
+    )
+    place = Location("20260101T000000.000000Z.full.0000.tar.zst", 512, size)
+    digest = blake3(path).hexdigest() if signed else None
+    return ResolvedEntry(entry, (place,), (place,) if signed else (), digest, entry.digest)
+
+
+@contextmanager
+def moved_files(top: Path, index: Iterable[ResolvedEntry]) -> Iterator[MovedFiles]:
+    """Of a parent with these files, none of which is in the source any more."""
+    with (top / "index").open("w+b") as file:
+        writer = IndexCacheWriter(file)
+        for resolved in index:
+            writer.write(resolved)
+        writer.close(IDENTITY)
+        file.flush()
+        with closing(MovedFiles(file, str(top / "source"))) as moved:
+            yield moved
+
+
+def info(*, size: int = SIZE, inode: int = 99) -> os.stat_result:
+    return os.stat_result((0o100644, inode, 1, 1, 0, 0, size, 0, 0, 0))
+
+
+def found(moved: MovedFiles, path: bytes, *, size: int = SIZE, inode: int = 99) -> list[bytes]:
+    return [resolved.path for resolved in moved.candidates(path, info(size=size, inode=inode))]
+
+
+def test_the_surest_sign_comes_first(tmp_path: Path) -> None:
+    index = [held(b"new/beside.c"), held(b"old/name.c"), held(b"z", inode=7)]
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"new/name.c") == [b"old/name.c", b"new/beside.c"]
+        assert found(moved, b"new/name.c", inode=7) == [b"z", b"old/name.c"]
+        assert found(moved, b"new/other.c") == [b"new/beside.c"]
+        assert found(moved, b"new/other.h") == []
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(SIZE // 2 - 1, False), (SIZE // 2, True), (2 * SIZE, True), (2 * SIZE + 2, False), (0, False)],
+)
+def test_only_files_of_about_the_size_are_found(tmp_path: Path, size: int, expected: bool) -> None:
+    with moved_files(tmp_path, [held(b"old/name")]) as moved:
+        assert found(moved, b"new/name", size=size) == ([b"old/name"] if expected else [])
+
+
+def test_the_nearest_sizes_are_tried_and_few_of_them(tmp_path: Path) -> None:
+    index = [held(b"%04d/name" % number, size=SIZE + 10 * number) for number in range(5000)]
+    with moved_files(tmp_path, index) as moved:
+        paths = found(moved, b"new/name", size=SIZE + 30_001)
+    assert paths[0] == b"3000/name"
+    assert len(paths) == MAX_MOVED_TRIES
+
+
+def test_what_is_still_there_is_passed_over_unless_it_is_the_same_inode(tmp_path: Path) -> None:
+    (tmp_path / "source" / "old").mkdir(parents=True)
+    (tmp_path / "source" / "old" / "name").touch()
+    (tmp_path / "source" / "became-a-directory").mkdir()
+    index = [held(b"became-a-directory", inode=5), held(b"old/name", inode=7)]
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"new/name") == []
+        assert found(moved, b"new/name", inode=7) == [b"old/name"]
+        assert found(moved, b"new/became-a-directory") == [b"became-a-directory"]
+
+
+def test_links_and_files_without_a_signature_are_no_base(tmp_path: Path) -> None:
+    link = held(b"b/name")
+    link = link.with_entry(Entry(path=b"b/name", type="file", mode=0o644, size=SIZE, link_of=b"a"))
+    directory = ResolvedEntry(Entry(path=b"c", type="dir", mode=0o755))
+    with moved_files(tmp_path, [held(b"a/name", signed=False), link, directory]) as moved:
+        assert found(moved, b"new/name") == []
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    with moved_files(tmp_path, [held(b"old/\xff\n.\xfe")]) as moved:
+        assert found(moved, b"new/\xff\n.\xfe") == [b"old/\xff\n.\xfe"]
+        assert found(moved, b"old/\xff.\xfe") == [b"old/\xff\n.\xfe"]
+
+
+def test_an_index_that_cannot_be_read_finds_nothing_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with moved_files(tmp_path, [held(b"old/name")]) as moved:
+        (tmp_path / "index").write_bytes(b"no index at all")
+        assert found(moved, b"new/name") == []
+        assert found(moved, b"new/name") == []
+    assert len(caplog.records) == 1
