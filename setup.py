@@ -1,6 +1,6 @@
-"""Builds the C kernel of ``incremental_backups_tools.delta``; everything else is in ``pyproject.toml``.
+"""Builds the C kernels of ``incremental_backups_tools``; everything else is in ``pyproject.toml``.
 
-The extension is optional: without a C compiler the installation succeeds and the pure Python twin serves.
+The extensions are optional: without a C compiler the installation succeeds and the pure Python twins serve.
 ``IBT_SANITIZE=address,undefined`` builds it with those sanitizers.
 ``IBT_WERROR=1`` turns compiler warnings into errors.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-KERNEL = "incremental_backups_tools/delta/_kernel"
+# Each is the module ``_native`` of a room, out of the C files below the room's ``_kernel``.
+ROOMS = ("delta", "tree")
 
 compile_args = ["-O3", "-std=gnu11", "-Wall", "-Wextra"]
 link_args = []
@@ -21,16 +22,18 @@ if sanitizers := os.environ.get("IBT_SANITIZE"):
     compile_args += flags
     link_args += flags
 
-setup(
-    ext_modules=[
-        Extension(
-            "incremental_backups_tools.delta._native",
-            sources=sorted(str(source) for source in Path(KERNEL).glob("*.c")),
-            depends=sorted(str(header) for header in Path(KERNEL).glob("*.h")),
-            include_dirs=[KERNEL],
-            extra_compile_args=compile_args,
-            extra_link_args=link_args,
-            optional=not os.environ.get("IBT_REQUIRE_KERNEL"),
-        )
-    ]
-)
+
+def extension(room):
+    kernel = Path("incremental_backups_tools") / room / "_kernel"
+    return Extension(
+        f"incremental_backups_tools.{room}._native",
+        sources=sorted(map(str, kernel.glob("*.c"))),
+        depends=sorted(map(str, kernel.glob("*.h"))),
+        include_dirs=[str(kernel)],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        optional=not os.environ.get("IBT_REQUIRE_KERNEL"),
+    )
+
+
+setup(ext_modules=[extension(room) for room in ROOMS])

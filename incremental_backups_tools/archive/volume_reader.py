@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 
+from incremental_backups_tools.archive.frame_cache import FrameCache
 from incremental_backups_tools.archive.seek_table import (
     FOOTER_LEN,
     MAX_FRAME_LEN,
@@ -22,7 +22,12 @@ from incremental_backups_tools.archive.seek_table import (
 )
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.archive.tar_parser import TarParser
-from incremental_backups_tools.exceptions import ArchiveFormatError, IntegrityError, LimitExceededError
+from incremental_backups_tools.exceptions import (
+    ArchiveFormatError,
+    BackupError,
+    IntegrityError,
+    LimitExceededError,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -31,33 +36,42 @@ if TYPE_CHECKING:
 READ_LEN = 4 << 20
 # One fetch for the table of a volume of up to 2,046 frames (2 GiB of tar).
 _TAIL_LEN = 16 << 10
-_CACHED_FRAMES = 4
+_CACHE_LEN = 4 << 20
+# Views of so many frames at a time may leave :meth:`VolumeReader.read_many`; of more, copies of what was wanted.
+_MAX_VIEWED_FRAMES = 8
+_TAR_BLOCK_LEN = 512
 _STREAM_BUFFER_LEN = 64 << 10
 
 
 class VolumeReader:
     """A volume whose bytes come from anywhere. Safe to share between threads if *read_range* is.
 
-    Memory: the seek table (16 bytes a frame), READ_LEN of compressed frames (or one frame), and the last few
-        frames
-    of which only a part was wanted, since small members share frames.
+    Memory: the seek table (16 bytes a frame), READ_LEN of compressed frames (or one frame), and in *cache* the
+    last few frames of which only a part was wanted, since small members share frames.
 
     Args:
         read_range: called with offset and length, returns exactly that many bytes of the file or raises.
         size: of the file.
         name: of the volume, for errors.
+        cache: where frames are kept, to be shared with other volumes; None is a small one of its own.
 
     Raises:
         ArchiveFormatError: no volume, or a seek table that contradicts itself or *size*.
         LimitExceededError: more or larger frames than are allowed.
     """
 
-    def __init__(self, read_range: Callable[[int, int], bytes], size: int, *, name: str) -> None:
+    def __init__(
+        self,
+        read_range: Callable[[int, int], bytes],
+        size: int,
+        *,
+        name: str,
+        cache: FrameCache | None = None,
+    ) -> None:
         self._read_range = read_range
         self._size = size
         self._name = name
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._cache = FrameCache(_CACHE_LEN) if cache is None else cache
         self._threads = threading.local()
         try:
             self._table = self._read_table()
@@ -90,6 +104,54 @@ class VolumeReader:
         """
         self._check_range(offset, length)
         return self._iter_frames(offset, length) if length else iter(())
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | BackupError]:
+        """As :meth:`read` for each of several ranges, (offset, length), in whatever order they come.
+
+        Neighbouring frames are fetched together and each is decompressed once. A range that cannot be read has
+        its error in its place; what lies in other frames is none the worse for it.
+        """
+        results: list[bytes | memoryview | BackupError] = [b""] * len(ranges)
+        spans: list[tuple[int, int, int]] = []  # first frame, last frame, position in *ranges*
+        wanted: set[int] = set()
+        for position, (offset, length) in enumerate(ranges):
+            try:
+                self._check_range(offset, length)
+            except ArchiveFormatError as error:
+                results[position] = error
+                continue
+            if length:
+                first, last = self._table.find(offset), self._table.find(offset + length - 1)
+                spans.append((first, last, position))
+                wanted.update(range(first, last + 1))
+        spans.sort()
+        ends: dict[int, int] = {}
+        for _, last, position in spans:
+            ends[last] = max(ends.get(last, 0), sum(ranges[position]))
+        frames = self._iter_wanted(sorted(wanted))
+        is_viewed = len(wanted) <= _MAX_VIEWED_FRAMES
+        held: dict[int, tuple[Frame, bytes | BackupError]] = {}
+        for first, last, position in spans:
+            for index in [index for index in held if index < first]:
+                self._keep(index, *held.pop(index), ends.get(index))
+            while last not in held:
+                index, frame, content = next(frames)
+                held[index] = frame, content
+            results[position] = self._cut(
+                ranges[position], [held[i] for i in range(first, last + 1)], is_viewed
+            )
+        for index, loaded in held.items():
+            self._keep(index, *loaded, ends.get(index))
+        return results
+
+    def frame_number(self, offset: int) -> int:
+        """The number of the frame that holds the byte *offset* of the tar.
+
+        Raises:
+            ArchiveFormatError: there is no such byte.
+        """
+        self._check_range(offset, 1)
+        return self._table.find(offset)
 
     def frames_for(self, offset: int, length: int) -> tuple[int, int]:
         """Offset and length of the part of the *file* that holds this range of the tar.
@@ -163,37 +225,82 @@ class VolumeReader:
 
     def _iter_frames(self, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
-        index, last = self._table.find(offset), self._table.find(end - 1)
-        while index <= last:
-            for frame, content in self._load_frames(index, last):
-                start = max(0, offset - frame.tar_offset)
-                stop = min(frame.tar_len, end - frame.tar_offset)
-                # A frame that was taken whole is not wanted again.
-                if stop - start < frame.tar_len:
-                    self._remember(index, content)
-                index += 1
-                yield content[start:stop]
+        indexes = range(self._table.find(offset), self._table.find(end - 1) + 1)
+        for index, frame, content in self._iter_wanted(indexes):
+            if isinstance(content, BackupError):
+                raise content
+            self._keep(index, frame, content, end)
+            yield content[max(0, offset - frame.tar_offset) : min(frame.tar_len, end - frame.tar_offset)]
 
-    def _load_frames(self, index: int, last: int) -> Iterator[tuple[Frame, bytes]]:
-        """The frame *index*, and those after it that are worth fetching together with it."""
-        first = self._table.frame(index)
-        cached = self._recall(index)
-        if cached is not None:
-            yield first, cached
+    def _iter_wanted(self, indexes: Sequence[int]) -> Iterator[tuple[int, Frame, bytes | BackupError]]:
+        """The frames *indexes*, ascending; those that adjoin are fetched together, READ_LEN at a time."""
+        position = 0
+        while position < len(indexes):
+            index = indexes[position]
+            frame = self._table.frame(index)
+            cached = self._cache.get(self, index)
+            if cached is not None:
+                yield index, frame, cached
+                position += 1
+                continue
+            frames = [frame]
+            fetched_len = frame.length
+            for following in indexes[position + 1 :]:
+                frame = self._table.frame(following)
+                fetched_len += frame.length
+                if (
+                    following != index + len(frames)
+                    or fetched_len > READ_LEN
+                    or self._cache.get(self, following) is not None
+                ):
+                    break
+                frames.append(frame)
+            for loaded in self._load(frames):
+                yield indexes[position], *loaded
+                position += 1
+
+    def _load(self, frames: list[Frame]) -> Iterator[tuple[Frame, bytes | BackupError]]:
+        first = frames[0]
+        try:
+            raw = memoryview(self._fetch(first.offset, frames[-1].offset + frames[-1].length - first.offset))
+        except BackupError as error:
+            if len(frames) == 1:
+                yield first, error
+                return
+            # A part of it cannot be read: what can be is not to be lost with it.
+            for frame in frames:
+                yield from self._load([frame])
             return
-        frames = [first]
-        fetched_len = first.length
-        for following in range(index + 1, last + 1):
-            frame = self._table.frame(following)
-            fetched_len += frame.length
-            if fetched_len > READ_LEN or following in self._cache:
-                break
-            frames.append(frame)
-        end = frames[-1].offset + frames[-1].length
-        raw = memoryview(self._fetch(first.offset, end - first.offset))
         for frame in frames:
             start = frame.offset - first.offset
-            yield frame, self._decompress(frame, raw[start : start + frame.length])
+            try:
+                yield frame, self._decompress(frame, raw[start : start + frame.length])
+            except BackupError as error:
+                yield frame, error
+
+    def _cut(
+        self, wanted: tuple[int, int], frames: list[tuple[Frame, bytes | BackupError]], is_viewed: bool
+    ) -> bytes | memoryview | BackupError:
+        offset, length = wanted
+        pieces: list[memoryview] = []
+        for frame, content in frames:
+            if isinstance(content, BackupError):
+                return content
+            start = max(0, offset - frame.tar_offset)
+            pieces.append(memoryview(content)[start : min(frame.tar_len, offset + length - frame.tar_offset)])
+        return pieces[0] if is_viewed and len(pieces) == 1 else b"".join(pieces)
+
+    def _keep(self, index: int, frame: Frame, content: bytes | BackupError, end: int | None) -> None:
+        """Keep a frame of which the part up to *end* was read: what comes next mostly lies behind that.
+
+        None is a frame that was read to its end.
+        """
+        if isinstance(content, BackupError):
+            return
+        if end is not None and end + -end % _TAR_BLOCK_LEN < frame.tar_offset + frame.tar_len:
+            self._cache.put(self, index, content)
+        else:
+            self._cache.drop(self, index)
 
     def _decompress(self, frame: Frame, raw: memoryview) -> bytes:
         """The content of one frame.
@@ -227,20 +334,6 @@ class VolumeReader:
         if decompressor is None:
             decompressor = self._threads.decompressor = zstandard.ZstdDecompressor()
         return decompressor
-
-    def _recall(self, index: int) -> bytes | None:
-        with self._lock:
-            content = self._cache.get(index)
-            if content is not None:
-                self._cache.move_to_end(index)
-            return content
-
-    def _remember(self, index: int, content: bytes) -> None:
-        with self._lock:
-            self._cache[index] = content
-            self._cache.move_to_end(index)
-            if len(self._cache) > _CACHED_FRAMES:
-                self._cache.popitem(last=False)
 
 
 @contextmanager

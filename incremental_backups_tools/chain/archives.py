@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from blake3 import blake3
 
+from incremental_backups_tools.archive.frame_cache import FrameCache
 from incremental_backups_tools.archive.sigvault import MAX_SIGNATURE_LEN
 from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.chain.resolve import ResolvedEntry
@@ -19,14 +21,17 @@ from incremental_backups_tools.exceptions import BackupError, ChainError, DeltaF
 from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.tree.entry import Location, printable
 
-_MAX_OPEN: Final = 32
+# A chain of a hundred backups has some two hundred volumes, and reading in the order of paths takes a little of
+# each in turn: a seek table has 16 bytes a frame, and the frames that all of them keep have one bound.
+_MAX_OPEN: Final = 256
+_CACHE_LEN: Final = 48 << 20
 _DELTA_MAGIC: Final = b"rs\x026"
 
 log = logging.getLogger(__name__)
 
 
 class Archives:
-    """The volumes that the backups of a chain consist of.
+    """The volumes that the backups of a chain consist of. Safe to share between threads.
 
     Args:
         chain: whose files may be read; their sizes are what the states promise.
@@ -37,6 +42,8 @@ class Archives:
         self._key = key
         self._sizes = {file.name: file.size for header in chain for file in header.files}
         self._readers: OrderedDict[str, VolumeReader] = OrderedDict()
+        self._lock = threading.Lock()
+        self._cache = FrameCache(_CACHE_LEN)
 
     def read(self, location: Location) -> bytes:
         """The bytes at *location*.
@@ -51,15 +58,44 @@ class Archives:
         """The bytes at *location*, piece by piece. Raises as :meth:`read`."""
         return self.reader(location.file).iter_range(location.offset, location.length)
 
+    def read_many(self, locations: Sequence[Location]) -> list[bytes | memoryview | BackupError]:
+        """The bytes at each of *locations*, or the error that :meth:`read` would raise there.
+
+        Each volume is read once from front to back, neighbours together.
+        """
+        results: list[bytes | memoryview | BackupError] = [b""] * len(locations)
+        by_file: dict[str, list[int]] = {}
+        for position, location in enumerate(locations):
+            by_file.setdefault(location.file, []).append(position)
+        for file_name, positions in by_file.items():
+            ranges = [(locations[position].offset, locations[position].length) for position in positions]
+            found: Sequence[bytes | memoryview | BackupError]
+            try:
+                found = self.reader(file_name).read_many(ranges)
+            except BackupError as error:
+                found = [error] * len(ranges)
+            for position, content in zip(positions, found, strict=True):
+                results[position] = content
+        return results
+
     def reader(self, file_name: str) -> VolumeReader:
-        """The reader of a volume."""
-        reader = self._readers.get(file_name)
-        if reader is None:
-            reader = self._open(file_name)
+        """The reader of a volume.
+
+        Raises:
+            ChainError: no backup of the chain has such a volume.
+            ArchiveFormatError, LimitExceededError, RepositoryError: its seek table is damaged or not there.
+        """
+        with self._lock:
+            reader = self._readers.get(file_name)
+            if reader is not None:
+                self._readers.move_to_end(file_name)
+                return reader
+        # Not under the lock, since it takes a round trip: at worst two threads open the same one.
+        reader = self._open(file_name)
+        with self._lock:
             self._readers[file_name] = reader
             if len(self._readers) > _MAX_OPEN:
                 self._readers.popitem(last=False)
-        self._readers.move_to_end(file_name)
         return reader
 
     def _open(self, file_name: str) -> VolumeReader:
@@ -67,7 +103,9 @@ class Archives:
         if size is None:
             raise ChainError(f"{self._key}: no backup of this chain has a volume {file_name!r}")
         name = f"{self._key}/{file_name}"
-        return VolumeReader(functools.partial(self._store.read_range, name), size, name=name)
+        return VolumeReader(
+            functools.partial(self._store.read_range, name), size, name=name, cache=self._cache
+        )
 
     def signature_of(self, resolved: ResolvedEntry) -> Signature | None:
         """The signature of an entry's content; None where there is none that can be trusted.

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Protocol, cast
 
+from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.delta import compose, patch
-from incremental_backups_tools.exceptions import ArchiveFormatError, IntegrityError, LimitExceededError
+from incremental_backups_tools.exceptions import (
+    ArchiveFormatError,
+    BackupError,
+    IntegrityError,
+    LimitExceededError,
+)
 from incremental_backups_tools.tree.entry import Location, printable
 from incremental_backups_tools.tree.sparse import (
     Extents,
@@ -33,9 +39,93 @@ _CHUNK_LEN: Final = 1 << 20
 # A command takes up to 17 bytes and yields at least one; magic and END are there always.
 _MAX_COMMAND_LEN: Final = 17
 _MIN_DELTA_LEN: Final = 64
+# What is fetched ahead for many small files at once: pieces of up to, and in all.
+_MAX_AHEAD_PIECE_LEN: Final = 1 << 20
+_MAX_AHEAD_LEN: Final = 8 << 20
 
 
-def iter_content(resolved: ResolvedEntry, archives: Archives) -> Iterator[bytes]:
+class Ranges(Protocol):
+    """Where the bytes at a location come from: :class:`Archives`, or what was read of them before."""
+
+    def iter_range(self, location: Location, /) -> Iterator[bytes]:
+        """The bytes at *location*, piece by piece."""
+
+
+class Contents:
+    """The contents of a chain's files, for a :class:`ParallelWriter`."""
+
+    def __init__(self, archives: Archives) -> None:
+        self._archives = archives
+        self._last: tuple[str, VolumeReader] | None = None
+
+    def place_of(self, resolved: ResolvedEntry, /) -> tuple[str, int] | None:
+        """The frame that a file's whole copy ends in; None for one of several pieces."""
+        if len(resolved.data) != 1 or not resolved.data[0].length:
+            return None
+        [location] = resolved.data
+        try:
+            if self._last is None or self._last[0] != location.file:
+                self._last = location.file, self._archives.reader(location.file)
+            return location.file, self._last[1].frame_number(location.offset + location.length - 1)
+        except BackupError:
+            return None  # whoever reads it will be told
+
+    def read_small(self, resolved: Sequence[ResolvedEntry], /) -> Sequence[bytes | memoryview | BackupError]:
+        """The whole contents of files of which each may be held in memory."""
+        ahead = _read_ahead(resolved, self._archives)
+        return [_read_whole(one, ahead) for one in resolved]
+
+    def iter_chunks(self, resolved: ResolvedEntry, /) -> Iterator[bytes]:
+        """As :func:`iter_content`."""
+        return iter_content(resolved, self._archives)
+
+
+class _Ahead:
+    """Ranges of which some have been read."""
+
+    def __init__(self, archives: Archives, found: dict[Location, bytes | memoryview | BackupError]) -> None:
+        self._archives = archives
+        self._found = found
+
+    def iter_range(self, location: Location, /) -> Iterator[bytes]:
+        found = self.get(location)
+        if found is None:
+            return self._archives.iter_range(location)
+        return iter((bytes(found),)) if found else iter(())
+
+    def get(self, location: Location) -> bytes | memoryview | None:
+        """What was read at *location*, if it was."""
+        found = self._found.get(location)
+        if isinstance(found, BackupError):
+            raise found
+        return found
+
+
+def _read_ahead(resolved: Sequence[ResolvedEntry], archives: Archives) -> _Ahead:
+    room = _MAX_AHEAD_LEN
+    wanted: list[Location] = []
+    for one in resolved:
+        for location in one.data:
+            if location.length <= min(room, _MAX_AHEAD_PIECE_LEN):
+                wanted.append(location)
+                room -= location.length
+    return _Ahead(archives, dict(zip(wanted, archives.read_many(wanted), strict=True)))
+
+
+def _read_whole(resolved: ResolvedEntry, ahead: _Ahead) -> bytes | memoryview | BackupError:
+    try:
+        if len(resolved.data) == 1:
+            [location] = resolved.data
+            if location.sparse is None and location.length == resolved.entry.size:
+                found = ahead.get(location)
+                if found is not None:
+                    return found
+        return b"".join(iter_content(resolved, ahead))
+    except BackupError as error:
+        return error
+
+
+def iter_content(resolved: ResolvedEntry, archives: Ranges) -> Iterator[bytes]:
     """The content of a regular file, piece by piece. What it is, the caller checks against its digest.
 
     Raises:
@@ -109,7 +199,7 @@ def _iter_placed(data: Iterator[bytes], extents: Extents) -> Iterator[tuple[int,
             offset += len(piece)
 
 
-def _iter_copy(location: Location, archives: Archives) -> Iterator[bytes]:
+def _iter_copy(location: Location, archives: Ranges) -> Iterator[bytes]:
     """A whole copy, with its holes as zeros."""
     if location.sparse is None:
         return archives.iter_range(location)
@@ -127,7 +217,7 @@ def _checked_extents(location: Location) -> Extents:
     return extents
 
 
-def _patched_sparse(base: Location, delta: BinaryIO, archives: Archives, size: int) -> BinaryIO:
+def _patched_sparse(base: Location, delta: BinaryIO, archives: Ranges, size: int) -> BinaryIO:
     """The file that *delta* makes of *base*, at its start, with holes wherever it is zeros."""
     with _new_file() as basis:
         extents = _checked_extents(base)
@@ -146,7 +236,7 @@ def _patched_sparse(base: Location, delta: BinaryIO, archives: Archives, size: i
     return out
 
 
-def _composed(deltas: list[Location], archives: Archives, size: int) -> BinaryIO:
+def _composed(deltas: list[Location], archives: Ranges, size: int) -> BinaryIO:
     """All *deltas* as one that leads to the last version, of *size* bytes, at its start.
 
     Composed from the last one backwards: so every delta on the way leads to the version that is wanted and is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from incremental_backups_tools.chain.history import (
     open_history,
     open_repository,
 )
-from incremental_backups_tools.chain.rebuild import iter_content
+from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
 from incremental_backups_tools.chain.selection import Selection
 from incremental_backups_tools.chain.when import select_backup
@@ -39,9 +40,10 @@ from incremental_backups_tools.tree.fidelity import metadata_differences
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import MetadataApplier, capture, type_of
+from incremental_backups_tools.tree.parallel_writer import ParallelWriter
 from incremental_backups_tools.tree.reading import CHUNK_LEN
 from incremental_backups_tools.tree.walk import Walk
-from incremental_backups_tools.tree.writer import FATAL_ERRORS, TreeWriter
+from incremental_backups_tools.tree.writer import FATAL_ERRORS
 
 Overwrite = Literal["never", "changed", "always"]
 
@@ -60,6 +62,8 @@ class RestoreOptions:
         verify_metadata: when all is in place, compare the metadata of every restored name with its entry.
         durable: flush everything to the disk before reporting success.
         dry_run: change nothing; report what would be done.
+        threads: how many fetch, decompress and write besides the one that plans; 1 is all in one. None is one a
+            processor.
         on_progress: called with each path and its size in bytes when it is in place.
     """
 
@@ -71,9 +75,12 @@ class RestoreOptions:
     verify_metadata: bool = False
     durable: bool = True
     dry_run: bool = False
+    threads: int | None = None
     on_progress: Callable[[bytes, int], None] | None = None
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"at least one thread is needed, not {self.threads}")
         if self.overwrite not in get_args(Overwrite):
             raise ValueError(f"overwrite is never, changed or always, not {self.overwrite!r}")
 
@@ -174,8 +181,10 @@ class _Restore:
         self._report = report
         self._selection = Selection(options.paths)
         self._warned: dict[str, tuple[int, str]] = {}  # how often, and the first time
+        self._warned_lock = threading.Lock()
         self._first_links: dict[bytes, bytes] = {}
         self._failed: set[bytes] = set()
+        self._kept: set[bytes] = set()  # by overwrite='never': whose content is there, nobody knows
         # Files with the right content that wait for their metadata; the writer's batches bound them.
         self._right_already: set[bytes] = set()
 
@@ -186,9 +195,11 @@ class _Restore:
         with ExitStack() as stack:
             destination = stack.enter_context(Destination(self._report.destination))
             applier = MetadataApplier(numeric_owner=self._options.numeric_owner, on_problem=self._warn)
-            writer = TreeWriter(
+            writer = ParallelWriter(
                 destination,
                 applier,
+                Contents(self._archives),
+                threads=self._options.threads or os.cpu_count() or 1,
                 durable=self._options.durable,
                 replace_directories=self._options.delete,
                 on_written=self._on_written,
@@ -212,18 +223,21 @@ class _Restore:
 
     # --- one entry -------------------------------------------------------------------------------------
 
-    def _restore(self, resolved: ResolvedEntry, destination: Destination, writer: TreeWriter) -> None:
+    def _restore(
+        self, resolved: ResolvedEntry, destination: Destination, writer: ParallelWriter[ResolvedEntry]
+    ) -> None:
         entry = resolved.entry
         try:
             if entry.type == DIRECTORY:
-                self._restore_directory(entry, destination, writer)
+                self._restore_directory(entry, writer)
                 return
-            existing = destination.lstat(entry.path)
+            existing = writer.lstat(entry.path)
             if existing is not None and self._options.overwrite == "never":
                 writer.leave_until(entry.path)
                 self._report.kept += 1
+                self._kept.add(entry.path)
                 return
-            if entry.link_of is not None and self._restore_link(entry, writer):
+            if entry.link_of is not None and self._restore_link(resolved, writer):
                 return
             if entry.type == FILE:
                 self._restore_file(resolved, existing, destination, writer)
@@ -234,23 +248,28 @@ class _Restore:
                 raise
             self._problem(entry.path, error)
 
-    def _restore_directory(self, entry: Entry, destination: Destination, writer: TreeWriter) -> None:
+    def _restore_directory(self, entry: Entry, writer: ParallelWriter[ResolvedEntry]) -> None:
         if self._options.overwrite == "never":
-            existing = destination.lstat(entry.path)
+            existing = writer.lstat(entry.path)
             if existing is not None and not stat.S_ISDIR(existing.st_mode):
                 raise NotADirectoryError(f"{printable(entry.path)}: a file stands in its place")
         writer.directory(entry)
 
-    def _restore_link(self, entry: Entry, writer: TreeWriter) -> bool:
+    def _restore_link(self, resolved: ResolvedEntry, writer: ParallelWriter[ResolvedEntry]) -> bool:
         """Link to the first restored name of the inode; False where there is none yet, and this is the first."""
+        entry = resolved.entry
         assert entry.link_of is not None  # the caller looked
         target = self._first_links.get(entry.link_of)
-        if target is None and entry.link_of not in self._failed and self._selection.matches(entry.link_of):
-            target = entry.link_of
+        if target is None and self._selection.matches(entry.link_of):
+            if entry.link_of not in self._failed and entry.link_of not in self._kept:
+                target = entry.link_of
         if target is None:
             self._first_links[entry.link_of] = entry.path
             return False
-        writer.link(entry, target)
+        if entry.type == FILE and resolved.content_digest is not None:
+            writer.link_or_make(entry, target, _with_digest(entry, resolved), resolved)
+        else:
+            writer.link(entry, target)
         return True
 
     def _restore_file(
@@ -258,7 +277,7 @@ class _Restore:
         resolved: ResolvedEntry,
         existing: os.stat_result | None,
         destination: Destination,
-        writer: TreeWriter,
+        writer: ParallelWriter[ResolvedEntry],
     ) -> None:
         entry = resolved.entry
         if resolved.content_digest is None:
@@ -273,8 +292,7 @@ class _Restore:
                 self._right_already.add(entry.path)
                 writer.metadata(entry)
                 return
-        writer.file(_with_digest(entry, resolved), iter_content(resolved, self._archives))
-        self._report.bytes_written += entry.size
+        writer.submit(_with_digest(entry, resolved), resolved, replaces=existing is not None)
 
     # --- what came out of it ---------------------------------------------------------------------------
 
@@ -284,6 +302,8 @@ class _Restore:
             self._report.unchanged += 1
         else:
             self._report.written += 1
+            if entry.is_content_holder:
+                self._report.bytes_written += entry.size
         if self._options.on_progress is not None:
             self._options.on_progress(entry.path, entry.size)
 
@@ -294,8 +314,9 @@ class _Restore:
         self._report.problems.append(Problem(path, message.removeprefix(f"{printable(path)}: ")))
 
     def _warn(self, kind: str, path: bytes, message: str) -> None:
-        count, first = self._warned.get(kind, (0, f"{printable(path)}: {message}"))
-        self._warned[kind] = (count + 1, first)
+        with self._warned_lock:  # workers have metadata to tell of too
+            count, first = self._warned.get(kind, (0, f"{printable(path)}: {message}"))
+            self._warned[kind] = (count + 1, first)
 
     # --- the rest ----------------------------------------------------------------------------------------
 

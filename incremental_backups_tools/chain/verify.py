@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from blake3 import blake3
 
@@ -17,8 +20,9 @@ from incremental_backups_tools.chain.history import (
     open_history,
     open_repository,
 )
+from incremental_backups_tools.chain.in_order import InOrder
 from incremental_backups_tools.chain.look import point_header
-from incremental_backups_tools.chain.rebuild import iter_content
+from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve_versions
 from incremental_backups_tools.chain.script import restore_script
 from incremental_backups_tools.chain.state import ArchiveFile, StateHeader
@@ -29,6 +33,10 @@ from incremental_backups_tools.tree.entry import FILE, printable
 
 _CHUNK_LEN = 1 << 20
 _MAX_SCRIPT_LEN = 1 << 20
+# Files of up to a length are rebuilt many at a time, so many or so many bytes.
+_MAX_SMALL_LEN: Final = 1 << 20
+_BATCH_FILES: Final = 256
+_BATCH_LEN: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ def verify(
     at: str | datetime | None = None,
     read_data: bool = False,
     read_data_share: float = 1.0,
+    threads: int | None = None,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> VerifyReport:
     """Check every backup of a repository, of one key, or one backup with all it stands on.
@@ -89,7 +98,8 @@ def verify(
     Args:
         read_data: also rebuild every version of every file and compare it with its digest.
         read_data_share: with *read_data*, the share of versions to rebuild, chosen at random, from 0 to 1.
-        on_progress: called with the name of each archive file or path, and bytes.
+        threads: how many read and rebuild; None is one a processor.
+        on_progress: called with the name of each archive file or path, and bytes; by any thread, one at a time.
 
     Raises:
         RepositoryNotFoundError: there is no repository.
@@ -97,22 +107,25 @@ def verify(
     """
     if not 0 <= read_data_share <= 1:
         raise ValueError(f"a share is from 0 to 1, not {read_data_share}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"at least one thread is needed, not {threads}")
     target = open_repository(repository)
     report = VerifyReport()
     share = read_data_share if read_data else 0.0
-    if key is not None and at is not None:
-        history, header = point_header(target, key, at)
-        _Verification(target, history, share, report, on_progress).check_points([header.id])
-        return report
-    if key is None:
-        _check_script(target, report)
-    # Also keys without any backup: volumes whose states are all gone must not pass for nothing at all.
-    for history in (
-        [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
-    ):
-        check = _Verification(target, history, share, report, on_progress)
-        check.check_points(history.stored_ids)
-        check.note_unnamed()
+    with InOrder(threads or os.cpu_count() or 1) as work:
+        if key is not None and at is not None:
+            history, header = point_header(target, key, at)
+            _Verification(target, history, share, report, work, on_progress).check_points([header.id])
+            return report
+        if key is None:
+            _check_script(target, report)
+        # Also keys without any backup: volumes whose states are all gone must not pass for nothing at all.
+        for history in (
+            [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
+        ):
+            check = _Verification(target, history, share, report, work, on_progress)
+            check.check_points(history.stored_ids)
+            check.note_unnamed()
     return report
 
 
@@ -138,6 +151,9 @@ def _check_script(repository: Repository, report: VerifyReport) -> None:
         report.notices.append(f"{RESTORE_SCRIPT_NAME}: {state}")
 
 
+_Version = tuple[StateHeader, ResolvedEntry]
+
+
 class _Verification:
     """The check of one key.
 
@@ -151,13 +167,16 @@ class _Verification:
         history: History,
         share: float,
         report: VerifyReport,
+        work: InOrder,
         on_progress: Callable[[str, int], None] | None,
     ) -> None:
         self._repository = repository
         self._history = history
         self._share = share
         self._report = report
+        self._work = work
         self._on_progress = on_progress
+        self._progress_lock = threading.Lock()
         self._random = random.Random()
         self._named: set[str] = set()
         self._checked: set[str] = set()
@@ -168,6 +187,7 @@ class _Verification:
         for backup_id in reversed(backup_ids):
             if backup_id not in self._checked:
                 self._check_chain(backup_id)
+        self._work.finish()
 
     def _check_chain(self, backup_id: str) -> None:
         try:
@@ -198,51 +218,97 @@ class _Verification:
         name = f"{self._history.key}/{file.name}"
         self._named.add(file.name)
         self._report.archives += 1
-        try:
-            size, digest = self._digest_of(name)
-        except BackupError as error:
-            self._fault(name, error)
+        self._work.submit(partial(self._digest_of, name), partial(self._compare_archive, name, file))
+
+    def _compare_archive(self, name: str, file: ArchiveFile, found: tuple[int, str] | BackupError) -> None:
+        if isinstance(found, BackupError):
+            self._fault(name, found)
             return
+        size, digest = found
+        self._report.bytes_read += size
         if size != file.size:
             self._fault(name, f"expected {file.size} bytes, found {size}")
         elif digest != file.digest:
             self._fault(name, f"expected BLAKE3 {file.digest}, got {digest}")
 
-    def _digest_of(self, name: str) -> tuple[int, str]:
+    def _digest_of(self, name: str) -> tuple[int, str] | BackupError:
+        """In any thread: size and BLAKE3 of an archive file."""
         hasher = blake3()
         size = 0
-        with self._repository.store.open(name) as stream:
-            while chunk := stream.read(_CHUNK_LEN):
-                hasher.update(chunk)
-                size += len(chunk)
-                self._report.bytes_read += len(chunk)
-                self._progress(name, len(chunk))
+        try:
+            with self._repository.store.open(name) as stream:
+                while not self._work.stop.is_set() and (chunk := stream.read(_CHUNK_LEN)):
+                    hasher.update(chunk)
+                    size += len(chunk)
+                    self._progress(name, len(chunk))
+        except BackupError as error:
+            return error
         return size, hasher.hexdigest()
 
     def _check_index(self, chain: list[StateHeader], new: set[str]) -> None:
         """Resolve the chain, every state on the way, and rebuild what the *new* backups brought."""
-        archives = Archives(self._repository.store, self._history.key, chain)
+        contents = Contents(Archives(self._repository.store, self._history.key, chain))
+        batch: list[_Version] = []
+        batch_len = 0
+        try:
+            for version in self._new_versions(chain, new):
+                if version[1].entry.size > _MAX_SMALL_LEN:
+                    self._check_contents(contents, [version])
+                    continue
+                batch.append(version)
+                batch_len += version[1].entry.size
+                if len(batch) >= _BATCH_FILES or batch_len >= _BATCH_LEN:
+                    self._check_contents(contents, batch)
+                    batch, batch_len = [], 0
+        finally:
+            # What comes before a damaged place in a state is looked at all the same.
+            self._check_contents(contents, batch)
+
+    def _new_versions(self, chain: list[StateHeader], new: set[str]) -> Iterator[_Version]:
+        """Those versions of the *new* backups that are to be rebuilt; counts all of them."""
         own_files = [{file.name for file in header.files} for header in chain]
         for level, resolved in resolve_versions(self._history.states(chain[-1].id)):
-            header = chain[level]
-            if header.id not in new:
-                continue
-            self._report.entries += 1
-            if _is_new(resolved, own_files[level]) and self._random.random() < self._share:
-                self._check_content(header, resolved, archives)
+            if chain[level].id in new:
+                self._report.entries += 1
+                if _is_new(resolved, own_files[level]) and self._random.random() < self._share:
+                    yield chain[level], resolved
 
-    def _check_content(self, header: StateHeader, resolved: ResolvedEntry, archives: Archives) -> None:
-        path = printable(resolved.path)
-        what = f"{header.key}@{header.id} {path}"
-        try:
-            content = _digest(iter_content(resolved, archives))
-        except BackupError as error:
-            self._fault(what, error)
-            return
-        self._report.files_read += 1
-        self._progress(path, resolved.entry.size)
-        if content != resolved.content_digest:
-            self._fault(what, "its content is not the one that its digest promises")
+    def _check_contents(self, contents: Contents, versions: list[_Version]) -> None:
+        if versions:
+            function = partial(self._digests_of, contents, [resolved for _, resolved in versions])
+            self._work.submit(function, partial(self._compare_contents, versions))
+
+    def _digests_of(self, contents: Contents, resolved: list[ResolvedEntry]) -> list[bytes | BackupError]:
+        """In any thread: the BLAKE3 of the content of each, or why it cannot be rebuilt."""
+        if resolved[0].entry.size > _MAX_SMALL_LEN:
+            try:
+                return [self._digest(contents.iter_chunks(resolved[0]))]
+            except BackupError as error:
+                return [error]
+        return [
+            content if isinstance(content, BackupError) else blake3(content).digest()
+            for content in contents.read_small(resolved)
+        ]
+
+    def _digest(self, chunks: Iterable[bytes]) -> bytes:
+        hasher = blake3()
+        for chunk in chunks:
+            hasher.update(chunk)
+            if self._work.stop.is_set():
+                break
+        return hasher.digest()
+
+    def _compare_contents(self, versions: list[_Version], digests: list[bytes | BackupError]) -> None:
+        for (header, resolved), digest in zip(versions, digests, strict=True):
+            path = printable(resolved.path)
+            what = f"{header.key}@{header.id} {path}"
+            if isinstance(digest, BackupError):
+                self._fault(what, digest)
+                continue
+            self._report.files_read += 1
+            self._progress(path, resolved.entry.size)
+            if digest != resolved.content_digest:
+                self._fault(what, "its content is not the one that its digest promises")
 
     def note_unnamed(self) -> None:
         """Files that look like a backup's and that no state names: of a run that was killed, most likely."""
@@ -258,7 +324,8 @@ class _Verification:
 
     def _progress(self, what: str, size: int) -> None:
         if self._on_progress is not None:
-            self._on_progress(what, size)
+            with self._progress_lock:
+                self._on_progress(what, size)
 
 
 def _is_new(resolved: ResolvedEntry, own_files: set[str]) -> bool:
@@ -270,10 +337,3 @@ def _is_new(resolved: ResolvedEntry, own_files: set[str]) -> bool:
         and bool(resolved.data)
         and (resolved.data[-1].file in own_files or entry.source is not None)
     )
-
-
-def _digest(chunks: Iterable[bytes]) -> bytes:
-    hasher = blake3()
-    for chunk in chunks:
-        hasher.update(chunk)
-    return hasher.digest()

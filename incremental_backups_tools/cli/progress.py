@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
 from incremental_backups_tools.cli.options import Settings
 from incremental_backups_tools.cli.output import is_terminal, say_raw
@@ -12,6 +14,8 @@ from incremental_backups_tools.tree.entry import printable
 
 Name = bytes | str
 OnProgress = Callable[[Name, int], None]
+
+_MAX_AT_ONCE: Final = 64  # names that threads report in turns
 
 
 @contextmanager
@@ -49,13 +53,12 @@ def _bar(title: str, sizes: Callable[[], Iterable[int]]) -> AbstractContextManag
 
 
 def _list_names() -> OnProgress:
-    """A function that writes each name once, however many times in a row it is reported."""
-    last: Name = b""
+    """A function that writes each name once, however many times it is reported while others are."""
+    recent: deque[Name] = deque(maxlen=_MAX_AT_ONCE)
 
     def write(name: Name, size: int) -> None:
-        nonlocal last
-        if name != last:
-            last = name
+        if name not in recent:
+            recent.append(name)
             say_raw(f"{name if isinstance(name, str) else printable(name)}\n")
 
     return write

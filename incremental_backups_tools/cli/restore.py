@@ -41,6 +41,14 @@ from incremental_backups_tools.cli.rendering import count_text, duration_text, s
     is_flag=True,
     help="When all is restored, compare every name's metadata with its entry.",
 )
+@click.option(
+    "--fsync",
+    type=click.Choice(("on", "off")),
+    default="on",
+    show_default=True,
+    help="With off, what was restored may be lost in a power cut within the next half minute, and old files that it "
+    "replaced with it.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
 @common_options
 @click.pass_obj
@@ -53,6 +61,7 @@ def restore(
     delete: bool,
     numeric_owner: bool,
     verify_metadata: bool,
+    fsync: str,
     dry_run: bool,
 ) -> ExitStatus:
     """Restore a backup into the directory DEST, all of it or each PATH with everything below.
@@ -84,7 +93,9 @@ def restore(
             delete=delete,
             numeric_owner=numeric_owner,
             verify_metadata=verify_metadata,
+            durable=fsync == "on",
             dry_run=dry_run,
+            threads=settings.threads,
             on_progress=on_progress,
         )
     _show(report, settings)

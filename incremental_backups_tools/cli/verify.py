@@ -57,6 +57,7 @@ def verify_command(settings: Settings, point: str | None, read_data: bool, share
             at=backup_id,
             read_data=read_data,
             read_data_share=1.0 if share is None else share,
+            threads=settings.threads,
             on_progress=on_progress,
         )
     _show(report, settings)

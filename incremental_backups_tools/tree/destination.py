@@ -40,6 +40,15 @@ def temporary_name() -> bytes:
     return TEMPORARY_PREFIX + secrets.token_hex(8).encode() + TEMPORARY_SUFFIX
 
 
+def create_at(dir_fd: int, name: bytes) -> int:
+    """A descriptor, the caller's to close, for writing to the new file *name* in the open directory *dir_fd*.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    return os.open(name, _OPEN_NEW, 0o600, dir_fd=dir_fd)
+
+
 class Destination:
     """The tree below one directory descriptor.
 
@@ -55,12 +64,25 @@ class Destination:
         self.fs_path = os.fsencode(root)
         if create:
             os.makedirs(self.fs_path, exist_ok=True)
-        self.fd = os.open(self.fs_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._begin(os.open(self.fs_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def _begin(self, fd: int) -> None:
+        self.fd = fd
+        self._second: Destination | None = None
         # The path of the directory used last, and the descriptors of its innermost ones: writing goes in sort
         # order, so that the next path mostly lies near by.
         self._path = b""
         self._parts: list[bytes] = []
         self._fds: deque[int] = deque()
+
+    def second(self) -> Destination:
+        """The same directory once more, for who goes through it at another pace. It is closed with this one."""
+        if self._second is None:
+            second = Destination.__new__(Destination)
+            second.fs_path = self.fs_path
+            second._begin(os.dup(self.fd))
+            self._second = second
+        return self._second
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +95,8 @@ class Destination:
     def close(self) -> None:
         """Close every descriptor."""
         self.forget()
+        if self._second is not None:
+            self._second.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -190,8 +214,7 @@ class Destination:
             FileExistsError: something has that name.
             UnsafePathError: a link on the way.
         """
-        dir_fd, name = self.parent(rel_path)
-        return os.open(name, _OPEN_NEW, 0o600, dir_fd=dir_fd)
+        return create_at(*self.parent(rel_path))
 
     def remove_dead_temporaries(self, rel_dir: bytes) -> None:
         """Remove what killed restores left unfinished in the directory *rel_dir* a day ago or earlier.

@@ -10,6 +10,8 @@ Format code only: nothing here touches a file.
 from __future__ import annotations
 
 import base64
+import functools
+import re
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,6 +36,8 @@ TYPES: Final = frozenset({FILE, DIRECTORY, SYMLINK, FIFO, CHAR_DEVICE, BLOCK_DEV
 DIGEST_MODULUS: Final = 1 << 256
 _ABSENT: Final = b"\xff\xff\xff\xff"
 _MAX_INT: Final = (1 << 63) - 1
+# An empty, ``.`` or ``..`` component, or a NUL.
+_UNSAFE_PATH: Final = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -194,7 +198,7 @@ def check_rel_path(rel_path: bytes) -> bytes:
     """
     if rel_path == ROOT:
         return rel_path
-    if b"\0" in rel_path or any(part in (b"", b".", b"..") for part in rel_path.split(b"/")):
+    if _UNSAFE_PATH.search(rel_path):
         raise UnsafePathError(f"path {printable(rel_path)} is not a plain path below the backup's root")
     return rel_path
 
@@ -223,12 +227,10 @@ def bytes_of(text: str | None, b64: str | None) -> bytes | None:
     Raises:
         ValueError: in both, broken base64, or base64 of what is UTF-8.
     """
-    if text is not None and b64 is not None:
-        raise ValueError("a name stands in both of its fields")
-    if text is not None:
-        return text.encode()
     if b64 is None:
-        return None
+        return None if text is None else text.encode()
+    if text is not None:
+        raise ValueError("a name stands in both of its fields")
     name = base64.b64decode(b64, validate=True)
     if _is_utf8(name):
         raise ValueError("a name stands base64 and is UTF-8")
@@ -357,7 +359,7 @@ def entry_of_line(line: EntryLine) -> Entry:
             link_of=_checked(bytes_of(line.link_of, line.link_of_b64)),
             device=line.device,
             flags=tuple(line.flags),
-            xattrs=tuple((_unb64(name), _unb64(value)) for name, value in line.xattrs),
+            xattrs=tuple((_unb64(name), _unb64(value)) for name, value in line.xattrs) if line.xattrs else (),
             acl=line.acl,
             sparse=None if line.sparse is None else tuple(line.sparse),
             digest=None if line.digest is None else bytes.fromhex(line.digest),
@@ -406,7 +408,7 @@ def _impossible(entry: Entry) -> str | None:
         return "a symlink's target that no file system can hold"
     if entry.path == ROOT and entry.type != DIRECTORY:
         return "the root is not a directory"
-    if entry.type in (CHAR_DEVICE, BLOCK_DEVICE) and entry.device is None and entry.link_of is None:
+    if entry.device is None and entry.link_of is None and entry.type in (CHAR_DEVICE, BLOCK_DEVICE):
         return "a device node without its numbers"
     if entry.device is not None and not all(0 <= number < 1 << 32 for number in entry.device):
         return "device numbers out of range"
@@ -416,8 +418,10 @@ def _impossible(entry: Entry) -> str | None:
         return "a digest that is not 32 bytes, or not of a regular file"
     if entry.acl is not None and entry.acl.access is None and entry.acl.default is None:
         return "an empty acl"
-    if not _is_strictly_sorted(entry.flags) or not _is_strictly_sorted([name for name, _ in entry.xattrs]):
-        return "flags or extended attributes that are not sorted, or stand twice"
+    if entry.flags and not _is_strictly_sorted(entry.flags):
+        return "flags that are not sorted, or stand twice"
+    if entry.xattrs and not _is_strictly_sorted([name for name, _ in entry.xattrs]):
+        return "extended attributes that are not sorted, or stand twice"
     return _impossible_location(entry)
 
 
@@ -450,26 +454,38 @@ def canonical_encoding(entry: Entry) -> bytes:
     as length 0xFFFFFFFF. Integers are 8 bytes, little-endian, two's complement; lists concatenate their
     items, each with its length before it.
     """
-    acl = entry.acl
-    fields: list[bytes | None] = [
-        entry.path,
-        entry.type.encode(),
-        _int(entry.mode),
-        _int(entry.uid),
-        _int(entry.gid),
-        entry.user,
-        entry.group,
-        _int(entry.size),
-        _int(entry.mtime_ns),
-        entry.target,
-        entry.link_of,
-        None if entry.device is None else _int(entry.device[0]) + _int(entry.device[1]),
-        _sequence([flag.encode() for flag in entry.flags]) if entry.flags else None,
-        _sequence([part for pair in entry.xattrs for part in pair]) if entry.xattrs else None,
-        None if acl is None else _sequence([_text(acl.access), _text(acl.default)]),
-        entry.digest,
-    ]
-    return _sequence(fields)
+    acl, digest = entry.acl, entry.digest
+    return b"".join(
+        (
+            _LENGTH.pack(len(entry.path)),
+            entry.path,
+            _short_field(entry.type.encode()),
+            _THREE_INTS.pack(8, entry.mode, 8, entry.uid, 8, entry.gid),
+            _short_field(entry.user),
+            _short_field(entry.group),
+            _TWO_INTS.pack(8, entry.size, 8, entry.mtime_ns),
+            _field(entry.target),
+            _field(entry.link_of),
+            _field(None if entry.device is None else _int(entry.device[0]) + _int(entry.device[1])),
+            _field(_sequence([flag.encode() for flag in entry.flags]) if entry.flags else None),
+            _field(_sequence([part for pair in entry.xattrs for part in pair]) if entry.xattrs else None),
+            _field(None if acl is None else _sequence([_text(acl.access), _text(acl.default)])),
+            _field(digest),
+        )
+    )
+
+
+_LENGTH: Final = struct.Struct("<I")
+_TWO_INTS: Final = struct.Struct("<IqIq")
+_THREE_INTS: Final = struct.Struct("<IqIqIq")
+
+
+def _field(value: bytes | None) -> bytes:
+    return _ABSENT if value is None else _LENGTH.pack(len(value)) + value
+
+
+# Of types, users and groups there are few.
+_short_field: Final = functools.lru_cache(maxsize=1024)(_field)
 
 
 def _int(value: int) -> bytes:
@@ -480,15 +496,8 @@ def _text(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _sequence(items: list[Any]) -> bytes:
-    parts: list[bytes] = []
-    for item in items:
-        if item is None:
-            parts.append(_ABSENT)
-        else:
-            parts.append(struct.pack("<I", len(item)))
-            parts.append(item)
-    return b"".join(parts)
+def _sequence(items: Sequence[bytes | None]) -> bytes:
+    return b"".join(map(_field, items))
 
 
 def entry_digest(entry: Entry) -> int:

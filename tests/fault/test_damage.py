@@ -215,3 +215,29 @@ def test_another_restore_script_is_told_of(
     if change == "flipped":
         script.write_bytes(data)
     assert any("RESTORE.sh" in notice for notice in verify(repository).notices)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_any_number_of_threads_finds_the_same_faults(
+    tmp_path: Path, sound: tuple[Path, dict[str, dict[bytes, tuple[object, ...]]]], threads: int
+) -> None:
+    shutil.copytree(sound[0], tmp_path / "repository")
+    [volume, *_] = [path for path in archives(tmp_path / "repository") if ".full." in path.name]
+    data = bytearray(volume.read_bytes())
+    data[len(data) // 3] ^= 1
+    volume.write_bytes(data)
+    progress: list[tuple[str, int]] = []
+    report = verify(
+        tmp_path / "repository",
+        read_data=True,
+        threads=threads,
+        on_progress=lambda what, size: progress.append((what, size)),
+    )
+    [whole, *contents] = [fault.what for fault in report.faults]
+    assert whole == f"source/{volume.name}"
+    assert contents and all(what.startswith("source@") for what in contents)
+    sound_report = verify(sound[0], read_data=True, threads=threads)
+    assert sound_report.faults == []
+    assert report.files_read == sound_report.files_read - len(contents)
+    read = sum(size for what, size in progress if what.endswith((".zst", ".sig")))
+    assert read == report.bytes_read == sound_report.bytes_read

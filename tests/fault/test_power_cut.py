@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.command import run_ibt
-from support.faults import KEY, PowerSupply, Scene, edit_small_tree, make_scene
+from support.command import content_of, run_ibt
+from support.faults import KEY, PowerSupply, Scene, edit_small_tree, make_scene, random_bytes
 from support.trees import assert_same_tree, fingerprint
+
+from incremental_backups_tools.durable import fsync_directory
 
 
 @pytest.fixture
@@ -91,3 +93,33 @@ def test_a_restore_that_was_reported_done_survives(tmp_path: Path, power: PowerS
     run_ibt("restore", "-r", scene.repository, "--delete", KEY, dest)
     power.cut()
     assert_same_tree(scene.now, dest)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_power_cut_in_the_middle_of_a_restore_leaves_no_old_file_empty(
+    tmp_path: Path, power: PowerSupply, threads: str
+) -> None:
+    """All names are given, and they are on the disk; what was not flushed before that is not."""
+    scene = make_scene(tmp_path, backups=1)
+    for name in ("sub/small-0", "sub/small-2", "large-2"):
+        (scene.source / name).write_bytes(random_bytes(9, 2000))
+    (scene.source / "large-0").chmod(0o4755)  # made by itself, not among many
+    scene.back_up()
+    dest = power.directory / "dest"
+    run_ibt("restore", "-q", "-r", scene.repository, f"{KEY}@{min(scene.points)}", dest)
+    old = content_of(dest)
+    killer = ("strace", "-f", "-o", "/dev/null", "-e", "trace=syncfs", "--inject=syncfs:signal=KILL:when=2")
+    arguments = ("restore", "-q", "--threads", threads, "-r", scene.repository, KEY, dest)
+    run_ibt(*arguments, status=-9, prefix=killer)
+    fsync_directory(dest)
+    power.cut()
+    new, found = content_of(scene.source), content_of(dest)
+    replaced = [name for name in old if old[name] != new.get(name, old[name])]
+    assert len(replaced) >= 4
+    for name in old:
+        assert found.get(name) in (old[name], new.get(name, old[name])), (
+            f"{name} is neither the old nor the new one"
+        )
+    assert any(found[name] == new[name] for name in replaced), (
+        "the names were not on the disk: nothing is shown"
+    )

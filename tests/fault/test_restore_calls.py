@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.command import run_ibt
+from support.command import Ran, run_ibt
 from support.faults import (
     KEY,
     KILL,
@@ -20,10 +22,11 @@ from support.faults import (
     Tracer,
     assert_no_traceback,
     make_scene,
+    random_bytes,
     shifted_clock,
     temporaries_below,
 )
-from support.trees import assert_same_tree
+from support.trees import assert_same_tree, fingerprint
 
 from incremental_backups_tools import restore_backup
 
@@ -34,8 +37,18 @@ NO_SPACE = "error=ENOSPC"
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Two points: the tests restore the second over the first."""
+    """Two points: the tests restore the second over the first.
+
+    There is a file for each way of making one: many at once, by itself, new, and in the place of an old one.
+    """
     scene = make_scene(tmp_path_factory.mktemp("scene"), backups=1)
+    for number in range(3):
+        (scene.source / "sub" / f"new-{number}").write_text(f"new {number}")
+    (scene.source / "sub" / "small-0").write_text("changed")
+    (scene.source / "sub" / "setuid").write_bytes(random_bytes(7, 5000))
+    for name in ("large-0", "sub/setuid"):
+        (scene.source / name).chmod(0o4755)
+    scene = replace(scene, now=fingerprint(scene.source))
     scene.back_up()
     return scene
 
@@ -56,10 +69,11 @@ def tracer(scene: Scene, earlier: Path, tmp_path_factory: pytest.TempPathFactory
     return tracer
 
 
-def restore(scene: Scene, earlier: Path, top: Path) -> Command:
+def restore(scene: Scene, earlier: Path, top: Path, *, threads: int = 1) -> Command:
+    """By default in one thread, where the same calls come in the same order each time."""
     top.mkdir(exist_ok=True)
     shutil.copytree(earlier, top / "dest", symlinks=True)
-    arguments = ("restore", "-r", scene.repository, "--delete", KEY, top / "dest")
+    arguments = ("restore", "--threads", str(threads), "-r", scene.repository, "--delete", KEY, top / "dest")
     return Command(arguments, top / "dest")
 
 
@@ -76,24 +90,34 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def check(scene: Scene, earlier: Path, tracer: Tracer, call: Call, fault: str, top: Path) -> None:
     command = restore(scene, earlier, top)
-    old, new = contents(earlier), contents(scene.source)
     try:
         ran = tracer.run(command, call, fault, log=top / "log")
-        found = contents(command.below)
-        for name, content in found.items():
-            assert content in (old.get(name), new.get(name)), f"{name} is neither the old nor the new one"
-        gone = [name for name in old.keys() & new.keys() if name not in found]
-        assert gone == [], "an old file went before the new one was there"
-        if fault != KILL:
-            assert_no_traceback(ran)
-            assert ran.status != 0 or found == new, "reported as done, and is not"
-            assert call.name in ("unlink", "unlinkat") or temporaries_below(command.below) == []
-        again = restore_backup(KEY, command.below, repository=scene.repository, delete=True)
-        assert not again.problems
-        assert_same_tree(scene.now, command.below)
+        check_what_is_there(scene, earlier, command, None if fault == KILL else ran, call.name)
     except BaseException as error:
         error.add_note(f"{fault} in call {call.number} of {call.name}: {call.text}")
         raise
+
+
+def check_what_is_there(scene: Scene, earlier: Path, command: Command, ran: Ran | None, failed: str) -> None:
+    """Every file is the old or the new one, and what was said of it is true.
+
+    Args:
+        ran: None where it was killed.
+        failed: the name of the call that did.
+    """
+    old, new = contents(earlier), contents(scene.source)
+    found = contents(command.below)
+    for name, content in found.items():
+        assert content in (old.get(name), new.get(name)), f"{name} is neither the old nor the new one"
+    gone = [name for name in old.keys() & new.keys() if name not in found]
+    assert gone == [], "an old file went before the new one was there"
+    if ran is not None:
+        assert_no_traceback(ran)
+        assert ran.status != 0 or found == new, "reported as done, and is not"
+        assert failed in ("unlink", "unlinkat") or temporaries_below(command.below) == []
+    again = restore_backup(KEY, command.below, repository=scene.repository, delete=True)
+    assert not again.problems
+    assert_same_tree(scene.now, command.below)
 
 
 def changes(tracer: Tracer, share: int) -> list[Call]:
@@ -115,6 +139,20 @@ def test_an_error_of_any_change(
     for number, call in enumerate(changes(tracer, share)):
         fault = NO_SPACE if call.name in ("write", "mkdir", "mkdirat", "openat", "linkat") else INPUT_OUTPUT
         check(scene, earlier, tracer, call, fault, tmp_path / str(number))
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize(
+    "name", ["renameat", "fchmod", "utimensat", "mkdirat", "syncfs", "linkat", "unlinkat"]
+)
+def test_whatever_a_worker_meets(
+    tmp_path: Path, scene: Scene, earlier: Path, tracer: Tracer, name: str, number: int
+) -> None:
+    for fault in (KILL, INPUT_OUTPUT, NO_SPACE, "error=EPERM"):
+        top = tmp_path / fault
+        command = restore(scene, earlier, top, threads=3)
+        ran = tracer.run_in_any_thread(command, name, number, fault, log=top / "log")
+        check_what_is_there(scene, earlier, command, None if ran.status == -signal.SIGKILL else ran, name)
 
 
 def test_what_a_killed_restore_left_unfinished_is_removed_a_day_later(

@@ -253,3 +253,50 @@ def test_a_repository_in_its_own_source_is_left_out(tmp_path: Path, source: Path
     assert max(totals[2:]) < 2000
     with pytest.raises(SourceError, match="repository"):
         full_backup(repository, repository)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_any_number_of_threads_restores_the_same_over_an_older_tree(
+    tmp_path: Path, source: Path, repository: Path, threads: int, no_open_descriptors: None
+) -> None:
+    build_nasty_tree(source)
+    full_backup(source, repository)
+    earlier = restore_backup(
+        "source", tmp_path / "dest", repository=repository, threads=threads, durable=False
+    )
+    assert (earlier.problems, earlier.warnings) == ([], [])
+    for number in range(len(EDITS)):
+        edit(source, number)
+        incremental_backup(source, repository)
+    over = restore_backup("source", tmp_path / "dest", repository=repository, threads=threads, delete=True)
+    assert (over.problems, over.warnings) == ([], [])
+    assert over.unchanged and over.written
+    assert_same_tree(fingerprint(source), tmp_path / "dest")
+    again = restore_backup("source", tmp_path / "dest", repository=repository, threads=threads, delete=True)
+    assert again.bytes_written <= over.bytes_written
+    assert_same_tree(fingerprint(source), tmp_path / "dest")
+
+
+def test_no_threads_at_all_are_refused(tmp_path: Path, source: Path, repository: Path) -> None:
+    full_backup(source, repository)
+    with pytest.raises(ValueError, match="thread"):
+        restore_backup("source", tmp_path / "dest", repository=repository, threads=0)
+    with pytest.raises(ValueError, match="thread"):
+        verify(repository, threads=0)
+    assert not (tmp_path / "dest").exists()
+
+
+def test_a_link_to_a_file_that_was_left_alone_gets_the_backups_content(
+    tmp_path: Path, source: Path, repository: Path
+) -> None:
+    (source / "a").write_text("of the backup")
+    for name in ("b", "c"):
+        os.link(source / "a", source / name)
+    full_backup(source, repository)
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    (dest / "a").write_text("of the user")
+    report = restore_backup("source", dest, repository=repository, overwrite="never")
+    assert (report.kept, report.problems) == (1, [])
+    assert [(dest / name).read_text() for name in "abc"] == ["of the user", "of the backup", "of the backup"]
+    assert (dest / "b").samefile(dest / "c") and not (dest / "a").samefile(dest / "b")

@@ -116,6 +116,10 @@ class Tracer:
         assert _was_hit(log, call, command.below, fault), "the fault did not reach its call"
         return ran
 
+    def run_in_any_thread(self, command: Command, name: str, number: int, fault: str, *, log: Path) -> Ran:
+        """Run it so that in each thread the call *name* of that number, if it comes, meets a fault."""
+        return self._run(command, log=log, inject=f"{name}:{fault}:when={number}")
+
     def _run(
         self, command: Command, *, log: Path, inject: str | None = None, writes_bytecode: bool = False
     ) -> Ran:

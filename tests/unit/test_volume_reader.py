@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from incremental_backups_tools.archive import volume_reader
+from incremental_backups_tools.archive.frame_cache import FrameCache
 from incremental_backups_tools.archive.seek_table import encode_seek_table
 from incremental_backups_tools.archive.tar import (
     DIR,
@@ -23,7 +24,12 @@ from incremental_backups_tools.archive.tar import (
 )
 from incremental_backups_tools.archive.volume_reader import VolumeReader, open_volume
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
-from incremental_backups_tools.exceptions import ArchiveFormatError, BackupError, IntegrityError
+from incremental_backups_tools.exceptions import (
+    ArchiveFormatError,
+    BackupError,
+    IntegrityError,
+    RepositoryError,
+)
 
 FRAME_LEN = 4096
 
@@ -301,3 +307,70 @@ def test_a_local_file_is_opened(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ArchiveFormatError, match=r"v\.tar\.zst"), open_volume(path):
         pass
+
+
+def test_many_ranges_come_in_the_order_asked_for_and_each_frame_is_read_once() -> None:
+    chance = random.Random(3)
+    starts = [chance.randrange(len(TAR)) for _ in range(200)]
+    wanted = [(start, chance.choice([0, 1, 700, min(9000, len(TAR) - start)])) for start in starts]
+    wanted = [(start, min(length, len(TAR) - start)) for start, length in wanted]
+    ranges = Ranges(VOLUME)
+    volume = open_bytes(VOLUME, ranges)
+    del ranges.asked[:]
+    found = volume.read_many(wanted)
+    assert [bytes(content) for content in found] == [TAR[start : start + length] for start, length in wanted]  # type: ignore[arg-type]
+    assert sum(length for _, length in ranges.asked) <= len(VOLUME)
+    assert volume.read_many([]) == []
+
+
+def test_of_many_ranges_only_those_in_a_damaged_frame_are_lost() -> None:
+    volume = open_bytes(VOLUME)
+    wanted = [(start, 100) for start in range(0, len(TAR) - 100, 2000)]
+    offset, length = volume.frames_for(*wanted[4])
+    damaged = bytearray(VOLUME)
+    damaged[offset + length - 2] ^= 1
+    in_frame = [volume.frames_for(*one)[0] <= offset < sum(volume.frames_for(*one)) for one in wanted]
+    found = open_bytes(bytes(damaged)).read_many(wanted)
+    assert [isinstance(content, IntegrityError) for content in found] == in_frame
+    for (start, _), content, is_lost in zip(wanted, found, in_frame, strict=True):
+        assert is_lost or bytes(content) == TAR[start : start + 100]  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_read_costs_only_the_frames_it_lies_in() -> None:
+    """A disk's bad place lies in the middle of what would be read in one go."""
+    bad = len(VOLUME) // 3
+
+    def read_range(offset: int, length: int) -> bytes:
+        if offset <= bad < offset + length:
+            raise RepositoryError("bad place")
+        return VOLUME[offset : offset + length]
+
+    volume = VolumeReader(read_range, len(VOLUME), name="bad")
+    wanted = [(start, 100) for start in range(0, len(TAR) - 100, 1000)]
+    spans = [volume.frames_for(*one) for one in wanted]
+    lost = [offset <= bad < offset + length for offset, length in spans]
+    assert [isinstance(content, RepositoryError) for content in volume.read_many(wanted)] == lost
+    assert any(lost) and not all(lost)
+
+
+def test_a_range_beyond_the_tar_is_an_error_in_its_place() -> None:
+    first, beyond, last = open_bytes(VOLUME).read_many([(0, 5), (len(TAR) - 1, 2), (5, 5)])
+    assert isinstance(beyond, ArchiveFormatError)
+    assert (first, last) == (TAR[:5], TAR[5:10])
+
+
+def test_kept_frames_have_one_bound_for_all_volumes() -> None:
+    cache = FrameCache(3 * FRAME_LEN)
+    ranges = Ranges(VOLUME)
+    volumes = [VolumeReader(ranges.read, len(VOLUME), name=str(number), cache=cache) for number in range(3)]
+    for volume in volumes:
+        volume.read(0, 1)
+    del ranges.asked[:]
+    for volume in volumes:
+        volume.read(1, 1)
+    assert ranges.asked == []
+    volumes[0].read(9000, 1)
+    volumes[0].read(0, 1)
+    volumes[1].read(9000, 1)
+    volumes[2].read(2, 1)
+    assert len(ranges.asked) >= 3

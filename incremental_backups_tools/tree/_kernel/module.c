@@ -1,0 +1,132 @@
+/* The Python face of create.c. No state: nothing is kept in the module. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "create.h"
+
+/* The objects that one file's fields point into. */
+typedef struct {
+    PyObject *item;
+    Py_buffer content;
+} file_owner;
+
+static int
+parse_file(PyObject *item, ibt_new_file *file, file_owner *owner)
+{
+    int first_mode, mode;
+    long long uid, gid, mtime_ns;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a file is a tuple");
+        return -1;
+    }
+    const char *temporary, *final;
+    Py_ssize_t temporary_len, final_len;
+    if (!PyArg_ParseTuple(item, "iy#z#y*iiLLLp:create_files", &file->dir_fd, &temporary, &temporary_len, &final,
+                          &final_len, &owner->content, &first_mode, &mode, &uid, &gid, &mtime_ns,
+                          &file->check_attributes))
+        return -1;
+    owner->item = Py_NewRef(item);
+    if (strlen(temporary) != (size_t)temporary_len || (final && strlen(final) != (size_t)final_len) ||
+        strchr(temporary, '/') || (final && strchr(final, '/'))) {
+        PyErr_SetString(PyExc_ValueError, "a name must be one component without NUL");
+        return -1;
+    }
+    file->temporary = temporary;
+    file->final = final;
+    file->content = owner->content.buf;
+    file->content_len = (size_t)owner->content.len;
+    file->first_mode = (mode_t)first_mode;
+    file->mode = (mode_t)mode;
+    file->uid = uid;
+    file->gid = gid;
+    file->mtime_ns = mtime_ns;
+    return 0;
+}
+
+static PyObject *
+list_of_codes(const int *codes, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list && i < count; i++) {
+        PyObject *code = PyLong_FromLong(codes[i]);
+        if (code)
+            PyList_SET_ITEM(list, i, code);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *
+native_create_files(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    PyObject *result = NULL;
+    ibt_new_file *files = NULL;
+    file_owner *owners = NULL;
+    int *codes = NULL;
+    Py_ssize_t count = 0;
+    /* A tuple of its own: nobody can change it while the lock is released. */
+    PyObject *items = PySequence_Tuple(arg);
+    if (!items)
+        return NULL;
+    count = PyTuple_GET_SIZE(items);
+    files = PyMem_Calloc((size_t)count + 1, sizeof *files);
+    owners = PyMem_Calloc((size_t)count + 1, sizeof *owners);
+    codes = PyMem_Calloc((size_t)count + 1, sizeof *codes);
+    if (!files || !owners || !codes) {
+        PyErr_NoMemory();
+        goto exit;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (parse_file(PyTuple_GET_ITEM(items, i), &files[i], &owners[i]) != 0)
+            goto exit;
+    Py_BEGIN_ALLOW_THREADS
+    int is_fatal = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        codes[i] = is_fatal ? IBT_CANCELLED : ibt_create_file(&files[i]);
+        is_fatal = is_fatal || ibt_is_fatal(codes[i]);
+    }
+    Py_END_ALLOW_THREADS
+    result = list_of_codes(codes, count);
+exit:
+    for (Py_ssize_t i = 0; owners && i < count; i++) {
+        PyBuffer_Release(&owners[i].content);
+        Py_XDECREF(owners[i].item);
+    }
+    PyMem_Free(files);
+    PyMem_Free(owners);
+    PyMem_Free(codes);
+    Py_DECREF(items);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"create_files", native_create_files, METH_O, "create_files(files) -> codes"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "incremental_backups_tools.tree._native",
+    .m_doc = "Making new files in C; incremental_backups_tools.tree._twin says what it does.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}
