@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from incremental_backups_tools.chain.history import RepositoryPlace, open_reposi
 from incremental_backups_tools.chain.merge import Rewriter
 from incremental_backups_tools.chain.prune_plan import (
     DEFAULT_MAX_UNUSED,
+    MERGE_SHARE,
     PlannedRewrite,
     PrunePlan,
     needed_ids,
@@ -32,8 +33,9 @@ from incremental_backups_tools.chain.retention import (
 )
 from incremental_backups_tools.chain.rewrite import RewriteOptions
 from incremental_backups_tools.chain.rotation import RotationPolicy
+from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.waste import Waste, measure_waste
-from incremental_backups_tools.exceptions import ChainError, ObjectNotFoundError
+from incremental_backups_tools.exceptions import ChainError, IntegrityError, ObjectNotFoundError
 from incremental_backups_tools.repository.layout import Role, parse_backup_id
 from incremental_backups_tools.repository.repository import Repository, StoredObject
 
@@ -79,7 +81,8 @@ class PruneReport:
     Attributes:
         decisions: for each point in time whether it stays, and by which rules.
         plan: what was worked out.
-        deleted: names of the files that went, of a dry run those that would.
+        deleted: names of the files that went, of a dry run those that would; markers, which are empty, are not
+            counted among them.
         bytes_deleted: their bytes.
         bytes_written: by what was written again; of a dry run an estimate.
     """
@@ -203,7 +206,7 @@ class _Pruning:
             ids.index(first_id) if first_id is not None else 0,
             Archives(store, self._key, [state.header for state in states]),
             state_sizes=[store.size(self._rewriter.history.state_name(known)) for known in ids],
-            worth=self._options.max_unused,
+            worth=self._options.max_unused * (MERGE_SHARE if first_id is not None else 1),
         )
 
     def _rewrite(self, planned: PlannedRewrite) -> None:
@@ -215,14 +218,22 @@ class _Pruning:
         self._rewriter.merge(chain[first:])
 
     def _prove(self, kept: Iterable[str]) -> None:
-        """Read every state that is still needed before anything goes: each index has the digest that it must."""
+        """Read every state that is still needed before anything goes: each index has the digest that it must.
+
+        What takes the place of other files must be there: an older generation may be the only whole one.
+        """
         history = self._rewriter.history
+        sizes = {stored.name.file_name: stored.size for stored in self._repository.objects(self._key)}
         proved: set[str] = set()
         for backup_id in sorted(kept, reverse=True):
             if backup_id not in proved:
-                proved.update(header.id for header in history.chain_to(backup_id))
+                chain = history.chain_to(backup_id)
+                proved.update(header.id for header in chain)
                 for _ in resolve_versions(history.states(backup_id)):
                     pass
+                for header in chain:
+                    if header.generation:
+                        _check_files(header, sizes)
 
     # --- what goes ---------------------------------------------------------------------------------------
 
@@ -256,8 +267,7 @@ class _Pruning:
                 self._repository.store.delete(stored.name.path)
             except ObjectNotFoundError:
                 continue  # somebody was faster
-            report.deleted.append(stored.name.path)
-            report.bytes_deleted += stored.size
+            _note_deleted(stored, report)
 
     def _estimate(self, plan: PrunePlan, report: PruneReport) -> None:
         """What a dry run can know: the files of what is dropped, and what writing again would free."""
@@ -266,11 +276,29 @@ class _Pruning:
         left = (set(plan.kept) | set(plan.unlisted)) - rewritten
         objects = self._repository.objects(self._key)
         gone = _in_order(stored for stored in objects if self._is_unneeded(stored, left, generations))
-        report.deleted = [stored.name.path for stored in gone]
-        report.bytes_deleted = sum(stored.size for stored in gone)
+        for stored in gone:
+            _note_deleted(stored, report)
         report.bytes_written = sum(
             rewrite.waste.total_bytes - rewrite.waste.dead_bytes for rewrite in plan.rewrites
         )
+
+
+def _check_files(header: StateHeader, sizes: Mapping[str, int]) -> None:
+    for file in header.files:
+        if sizes.get(file.name) != file.size:
+            raise IntegrityError(
+                f"{header.key}/{file.name}: expected {file.size} bytes, there are {sizes.get(file.name, 'none')}; "
+                "nothing was deleted",
+                path=file.name,
+                expected=file.size,
+                actual=sizes.get(file.name),
+            )
+
+
+def _note_deleted(stored: StoredObject, report: PruneReport) -> None:
+    if stored.name.role is not Role.FORGOTTEN:
+        report.deleted.append(stored.name.path)
+        report.bytes_deleted += stored.size
 
 
 def _in_order(objects: Iterable[StoredObject]) -> list[StoredObject]:

@@ -16,6 +16,9 @@ from incremental_backups_tools.chain.state import FULL, StateHeader
 from incremental_backups_tools.chain.waste import Waste
 
 DEFAULT_MAX_UNUSED: Final = 0.1
+# Increments are small beside their full, so that merging them sooner costs little, and what several runs of them
+# have too much does not add up to more than a full may have.
+MERGE_SHARE: Final = 0.5
 # Each unlisted link is one more state to read. Merging every so many of them, however little that frees, writes
 # each byte again once in so many prunings.
 MAX_UNLISTED_LINKS: Final = 32
@@ -134,6 +137,6 @@ def _plan_rewrite(
             return PlannedRewrite(backup_id, "rebase", (below, *links), waste)
     if links:
         waste = measure(backup_id, links[0])
-        if waste.share >= max_unused or len(links) >= MAX_UNLISTED_LINKS:
+        if waste.share >= max_unused * MERGE_SHARE or len(links) >= MAX_UNLISTED_LINKS:
             return PlannedRewrite(backup_id, "merge", tuple(links), waste)
     return None

@@ -19,6 +19,7 @@ from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.history import (
     History,
     RepositoryPlace,
+    identities,
     open_history,
     open_repository,
 )
@@ -30,6 +31,7 @@ from incremental_backups_tools.durable import sync_filesystem
 from incremental_backups_tools.exceptions import (
     BackupError,
     IntegrityError,
+    ObjectNotFoundError,
     UnsafePathError,
 )
 from incremental_backups_tools.repository.repository import Repository
@@ -158,9 +160,51 @@ def restore_backup(
     history = open_history(target, key)
     backup_id = select_backup(history.backup_ids, chosen.at, now=datetime.now(UTC), what=key)
     report = RestoreReport(key, backup_id, os.fspath(dest), dry_run=chosen.dry_run)
-    _Restore(target, history, backup_id, chosen, report).run()
+    if not _run(target, history, backup_id, chosen, report):
+        history = open_history(target, key)
+        first, report = report, RestoreReport(key, backup_id, os.fspath(dest), dry_run=chosen.dry_run)
+        _run(target, history, backup_id, chosen, report, is_last=True)
+        report.bytes_written += first.bytes_written
     report.duration = time.monotonic() - start
     return report
+
+
+def _run(
+    repository: Repository,
+    history: History,
+    backup_id: str,
+    options: RestoreOptions,
+    report: RestoreReport,
+    *,
+    is_last: bool = False,
+) -> bool:
+    """Restore; return whether that is all there is to do.
+
+    It is not where something was missed because the key was pruned meanwhile, or backups written again: then the
+    point stands on other files now. Without *is_last* that is looked for.
+    """
+    try:
+        run = _Restore(repository, history, backup_id, options, report)
+        run.run()
+        if is_last or not run.has_missed:
+            return True
+    except ObjectNotFoundError:
+        if is_last or not _is_outdated(repository, history, backup_id):
+            raise
+        return False
+    return not _is_outdated(repository, history, backup_id)
+
+
+def _is_outdated(repository: Repository, history: History, backup_id: str) -> bool:
+    """Whether *backup_id* stands on other states by now."""
+    now = History(repository, history.key)
+    if backup_id not in now.backup_ids:
+        return False
+    try:
+        before = identities(history.chain_to(backup_id))
+    except ObjectNotFoundError:
+        return True  # one was deleted before it was read
+    return identities(now.chain_to(backup_id)) != before
 
 
 class _Restore:
@@ -185,6 +229,7 @@ class _Restore:
         self._first_links: dict[bytes, bytes] = {}
         self._failed: set[bytes] = set()
         self._kept: set[bytes] = set()  # by overwrite='never': whose content is there, nobody knows
+        self.has_missed = False  # something that lies in no file that is there
         # Files with the right content that wait for their metadata; the writer's batches bound them.
         self._right_already: set[bytes] = set()
 
@@ -310,6 +355,7 @@ class _Restore:
     def _problem(self, path: bytes, error: Exception) -> None:
         self._failed.add(path)
         self._right_already.discard(path)
+        self.has_missed |= isinstance(error, ObjectNotFoundError)
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         self._report.problems.append(Problem(path, message.removeprefix(f"{printable(path)}: ")))
 

@@ -49,11 +49,13 @@ class Leftover:
 def find_leftover(objects: Sequence[StoredObject], *, after: str | None, role: Role) -> Leftover | None:
     """The newest run without a state that is newer than the backup *after* and has volumes of *role*."""
     names = [stored.name for stored in objects]
-    with_state = {name.backup_id for name in names if name.role is Role.STATE}
+    # What has a state is a backup. What was forgotten is being pruned: a marker that is still there would take the
+    # new backup off the list.
+    taken = {name.backup_id for name in names if name.role in (Role.STATE, Role.FORGOTTEN)}
     killed = {
         name.backup_id
         for name in names
-        if name.backup_id not in with_state
+        if name.backup_id not in taken
         and name.role is role
         and name.generation == 0
         and (after is None or name.backup_id > after)
@@ -61,7 +63,11 @@ def find_leftover(objects: Sequence[StoredObject], *, after: str | None, role: R
     if not killed:
         return None
     backup_id = max(killed)
-    own = [name for name in names if name.backup_id == backup_id and name.volume is not None]
+    own = [
+        name
+        for name in names
+        if (name.backup_id, name.generation) == (backup_id, 0) and name.volume is not None
+    ]
     volumes = sorted((name for name in own if name.role is role), key=lambda name: name.volume or 0)
     next_numbers = {
         kind: 1 + max((name.volume or 0 for name in own if name.role is kind), default=-1) for kind in Role

@@ -231,7 +231,9 @@ class _Rewriting:
         if item.old is not None and classify(entry, item.old.entry) in (None, METADATA):
             return item.old.with_entry(entry), Placement()
         own = [location for location in new.data if location.file in self._run_files]
-        source = item.source if item.source != entry.path else None
+        # A file that stands on its own path's content need not say so. A hard link's is another path's.
+        is_own = item.source == entry.path and item.old is not None and item.old.entry.is_content_holder
+        source = None if is_own else item.source
         if item.source is not None and not own:
             return new, Placement(source=source)
         if entry.digest is not None:
@@ -291,7 +293,7 @@ class _Rewriting:
             else:
                 location = self._carry_sparse(entry, copy, copy.sparse)
         elif entry.sparse is None:
-            location = self._whole.add_pieces(file_member(entry), iter_content(new, self._archives))
+            location = self._whole.add_pieces(file_member(entry), _iter_proven(new, self._archives))
         else:
             location = self._add_sparse(new, entry.sparse)
         sig, sigs = self._signature(new, ())
@@ -308,7 +310,7 @@ class _Rewriting:
         encoded = encode_sparse_map(extents)
         length = data_len(extents)
         member = sparse_member(new.entry, len(encoded) + length)
-        pieces = _without_holes(iter_content(new, self._archives), extents)
+        pieces = _without_holes(_iter_proven(new, self._archives), extents)
         location = self._whole.add_pieces(member, _chain(encoded, pieces))
         return Location(location.file, location.offset + len(encoded), length, extents)
 
@@ -376,7 +378,8 @@ class _Rewriting:
             if resolved.entry.link_of is not None:
                 continue
             if any(location.file in own for location in resolved.data):
-                _check_content(resolved, archives)
+                for _ in _iter_proven(resolved, archives):
+                    pass
             if any(location.file in own for location in resolved.sigs):
                 if archives.signature_of(resolved) is None:
                     raise IntegrityError(
@@ -387,10 +390,12 @@ class _Rewriting:
                     )
 
 
-def _check_content(resolved: ResolvedEntry, archives: Archives) -> None:
+def _iter_proven(resolved: ResolvedEntry, archives: Archives) -> Iterator[bytes]:
+    """The content of a file, which at its end turns out to be what its digest promises, or an IntegrityError."""
     hasher = blake3()
     for piece in iter_content(resolved, archives):
         hasher.update(piece)
+        yield piece
     if hasher.digest() != resolved.content_digest:
         raise IntegrityError(
             f"{printable(resolved.path)}: its content cannot be rebuilt; the old backups stay as they are",

@@ -401,7 +401,9 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         assert large.future is not None  # it was submitted when it was enqueued
         try:
             large.future.result()
-        except BaseException as error:
+        except (
+            Exception
+        ) as error:  # the worker's; of an interrupt while it goes on, the temporary must be known
             self._temporaries.pop(beside(large.entry.path, large.temporary), None)
             if not isinstance(error, BackupError):
                 raise

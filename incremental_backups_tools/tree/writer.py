@@ -270,6 +270,9 @@ class TreeWriter:
     def abort(self) -> None:
         """Remove the temporary files that have not reached their place."""
         self._queue.clear()
+        # An interrupt may have come between opening a directory and noting it.
+        self._destination.forget()
+        self._done.forget()
         for temporary_path in list(self._temporaries):
             with suppress(OSError, UnsafePathError):  # as above
                 self._discard(temporary_path)
