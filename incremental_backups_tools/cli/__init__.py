@@ -65,6 +65,7 @@ KEY@WHEN names a backup. KEY may be left out where the repository has one key, @
 \b
 Environment:
   IBT_REPOSITORY          the repository, where -r is not given
+  IBT_CONFIG              the configuration file, in place of the user's
   IBT_CACHE_DIR           the directory of the local cache
   IBT_DEBUG               show where an error came from
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
@@ -29,13 +30,22 @@ class Settings:
     quiet: bool = False
     verbosity: int = 0
     threads: int | None = None
+    storage_options: dict[str, object] = field(default_factory=dict)
+    limit_upload: int | None = None
+    limit_download: int | None = None
 
     @property
-    def repository_place(self) -> str | None:
-        """Where the repository is; None is the user's data directory."""
-        if self.repository is not None:
-            return self.repository
-        return os.environ.get(_REPOSITORY_VARIABLE) or None
+    def repository_place(self) -> str | os.PathLike[str] | None:
+        """Where the repository is, and what is needed to open it; None is the user's data directory.
+
+        Raises:
+            click.UsageError: the configuration file is wrong, or a directory was given a URL's options.
+            OSError: the configuration file cannot be read.
+        """
+        # Help and completion must not import a library.
+        from incremental_backups_tools.cli.place import find_place
+
+        return find_place(self, os.environ.get(_REPOSITORY_VARIABLE))
 
 
 def _set(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -50,6 +60,35 @@ def _add_verbosity(context: click.Context, parameter: click.Parameter, value: in
         show_library_debugging()
 
 
+def _set_rate(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        setattr(context.ensure_object(Settings), str(parameter.name), size_of(value, minimum=1))
+
+
+def _add_storage_options(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    options = context.ensure_object(Settings).storage_options
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
+        options[name] = value_of(text)
+
+
+def value_of(text: str) -> object:
+    """The value of a storage option: what JSON makes of it, and where it is no JSON the text itself.
+
+    ``8080`` is a number, ``true`` and ``null`` are what they say, ``"8080"`` is a text again. A number that JSON
+    would change (``1e5``, ``-0``, too long a one) stays a text: keys and passwords may look so.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, (int, float)) and json.dumps(value) != text:
+        return text
+    return value
+
+
 _COMMON: Final = (
     click.option(
         "-r",
@@ -59,6 +98,29 @@ _COMMON: Final = (
         callback=_set,
         help="Where the backups are: a directory or an fsspec URL.  [default: IBT_REPOSITORY, else a "
         "directory among the user's data]",
+    ),
+    click.option(
+        "--storage-option",
+        "storage_options",
+        metavar="NAME=VALUE",
+        multiple=True,
+        expose_value=False,
+        callback=_add_storage_options,
+        help="What the library behind a URL is told: keys, an endpoint. A value may be JSON. Several times.",
+    ),
+    click.option(
+        "--limit-upload",
+        metavar="RATE",
+        expose_value=False,
+        callback=_set_rate,
+        help="Send at most so many bytes a second to a URL, such as 500K or 2M.",
+    ),
+    click.option(
+        "--limit-download",
+        metavar="RATE",
+        expose_value=False,
+        callback=_set_rate,
+        help="Fetch at most so many bytes a second from a URL.",
     ),
     click.option(
         "--json",
@@ -93,7 +155,12 @@ _COMMON: Final = (
         help="Work in at most N threads.  [default: one a processor]",
     ),
 )
-_COMMON_NAMES: Final = frozenset({"repository", "json", "quiet", "verbosity", "threads", "help"})
+_COMMON_NAMES: Final = frozenset(
+    {
+        *("repository", "storage_options", "limit_upload", "limit_download"),
+        *("json", "quiet", "verbosity", "threads", "help"),
+    }
+)
 
 
 def common_options(function: FunctionT) -> FunctionT:

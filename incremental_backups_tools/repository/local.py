@@ -50,7 +50,9 @@ class LocalStore(Store):
 
     @property
     def features(self) -> StoreFeatures:
-        return StoreFeatures(atomic_put=True, exclusive_create=self._hard_links, durable=True)
+        return StoreFeatures(
+            atomic_put=True, exclusive_create=self._hard_links, durable=True, read_after_write=True
+        )
 
     def open(self, name: str) -> BinaryIO:
         with translated("open", name, self.url), self._directory_of(name) as (directory, base):

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,11 +47,14 @@ class StoreFeatures:
         exclusive_create: of several writers that create one name at once, exactly one succeeds. Where this
             is false, a name that is there is still refused; two writers in one instant are not told apart.
         durable: what was reported as written survives a power cut.
+        read_after_write: what was written shows in every listing and every read that begins afterwards. The
+            locks stand on it.
     """
 
     atomic_put: bool
     exclusive_create: bool
     durable: bool
+    read_after_write: bool
 
 
 class Spool(ABC):
@@ -180,6 +183,15 @@ class Store(ABC):
             The names that were removed.
         """
 
+    def prepare(self, names: Iterable[str]) -> None:
+        """Ask for objects that cannot be read at once, and return when they can be.
+
+        What lies in an archive tier has to be thawed first. Here nothing has to be done.
+
+        Raises:
+            ObjectNotFoundError: one of them is not there.
+        """
+
     def read(self, name: str, *, max_size: int | None = None) -> bytes:
         """Return a whole object.
 
@@ -272,8 +284,15 @@ def translate_os_error(error: OSError, action: str, name: str, url: str) -> Repo
         return ObjectExistsError(f"cannot {action} {what}: the name is taken")
     if error.errno in _NO_SPACE:
         return RepositoryError(f"cannot {action} {what}: no space left there ({error.strerror})")
-    reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, PermissionError) and error.errno is None:
+        # A network library's; the system's own say as much by themselves.
+        return RepositoryError(f"cannot {action} {what}: access is denied there ({_one_line(error)})")
+    reason = error.strerror or _one_line(error)
     return RepositoryError(f"cannot {action} {what}: {reason}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from support.trees import assert_same_tree, fingerprint
 from incremental_backups_tools import incremental_backup, restore_backup, verify
 from incremental_backups_tools.exceptions import BackupError, RepositoryNotFoundError
 from incremental_backups_tools.repository.remote import FsspecStore
+from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.repository import Repository
 
 KEY = "source"
@@ -175,7 +176,8 @@ class Bench:
         return ids
 
     def _open(self, filesystem: FaultyFileSystem, *, create: bool = False) -> Repository:
-        store = FsspecStore(filesystem, ROOT, url="faulty://repository", spool_directory=str(self.spool))
+        options = RemoteOptions(spool_directory=str(self.spool))
+        store = FsspecStore(filesystem, ROOT, url="faulty://repository", options=options)
         return Repository.open(store, create=create)
 
 

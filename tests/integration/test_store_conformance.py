@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from support.servers import Server
 
 from incremental_backups_tools import durable
 from incremental_backups_tools.exceptions import (
@@ -24,8 +25,9 @@ from incremental_backups_tools.exceptions import (
     RepositoryNotFoundError,
     UnsafePathError,
 )
-from incremental_backups_tools.repository.open import open_store
+from incremental_backups_tools.repository.open import StoreAddress, open_store
 from incremental_backups_tools.repository.remote import FsspecStore
+from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.store import ObjectInfo, Store
 
 UNSAFE_NAMES = ["", ".", "..", "/etc/passwd", "k/../../x", "k//x", "k/", "k/.", "k/\0", "k/" + "n" * 256]
@@ -39,6 +41,7 @@ class StoreContract:
         raise NotImplementedError
 
     exclusive = True
+    special_names = ("*", "[a]", "a b", "a%20b", "a?b", "é")
 
     def plant(self, store: Store, name: str, data: bytes) -> None:
         """Put a file there past the contract, as a killed writer or a stranger would leave it."""
@@ -73,6 +76,7 @@ class StoreContract:
         assert [info.name for info in store.list_objects("k/")] == ["k/a"]
 
     def test_of_many_writers_of_one_name_one_succeeds(self, store: Store) -> None:
+        store.create("k/first", b"what a store can do, it may find out by doing")
         assert store.features.exclusive_create == self.exclusive
         if not self.exclusive:
             return
@@ -237,7 +241,7 @@ class StoreContract:
             store.clean_temporaries("../x")
 
     def test_names_with_special_characters_are_plain_names(self, store: Store) -> None:
-        names = ["k/*", "k/[a]", "k/a b", "k/a%20b", "k/a?b", "k/é"]
+        names = [f"k/{name}" for name in self.special_names]
         for name in names:
             store.create(name, name.encode())
         for name in names:
@@ -438,3 +442,136 @@ class TestObjectStore(StoreContract):
         missing_store.make_root()
         missing_store.create("k/a", b"x")
         assert missing_store.read("k/a") == b"x"
+
+
+class ServerContract(StoreContract):
+    """A store on a real server; a subclass gives the server."""
+
+    @pytest.fixture
+    def server(self) -> Server:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, server: Server, tmp_path: Path) -> Store:
+        store = self.new_store(server, tmp_path)
+        store.make_root()
+        return store
+
+    @pytest.fixture
+    def missing_store(self, server: Server, tmp_path: Path) -> Store:
+        return self.new_store(server, tmp_path)
+
+    def new_store(self, server: Server, tmp_path: Path) -> Store:
+        options = RemoteOptions(spool_directory=str(tmp_path))
+        return open_store(StoreAddress(server.new_url(), server.storage_options, options))
+
+    def plant(self, store: Store, name: str, data: bytes) -> None:
+        """The contract lets nothing through that is not an object, but for the name it does not care."""
+        store.create(name, data)
+
+    def test_large_objects_arrive_whole(self, store: Store) -> None:
+        """Several parts, and a last one that is not full."""
+        data = secrets.token_bytes(1 << 20) * 21 + b"the end"
+        with store.spool("k/large") as spool:
+            spool.file.write(data)
+            assert spool.publish() == ObjectInfo("k/large", len(data))
+        assert store.list_objects("k/") == [ObjectInfo("k/large", len(data))]
+        assert store.read_range("k/large", len(data) - 10, 10) == data[-10:]
+        assert store.read("k/large") == data
+        with store.spool("k/large") as spool:
+            spool.file.write(b"other" * 5_000_000)
+            with pytest.raises(ObjectExistsError, match="k/large"):
+                spool.publish()
+        assert store.size("k/large") == len(data)
+
+    def test_long_listings_are_complete(self, store: Store, server: Server) -> None:
+        names = [f"k/{number:04d}" for number in range(60)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: store.create(name, b"x"), names))
+        assert [info.name for info in store.list_objects("k/")] == names
+
+    def test_two_writers_are_warned_of_where_nothing_keeps_them_apart(
+        self, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.create("k/a", b"x")
+        store.create("k/b", b"x")
+        assert [record.message.count("two writers") for record in caplog.records] == [1] * (
+            not self.exclusive
+        )
+
+
+class ObjectServerContract(ServerContract):
+    """Without directories: a prefix with nothing below it is no store yet."""
+
+    def test_a_missing_store_can_be_made(self, missing_store: Store) -> None:
+        """There is nothing to make: the first object is enough."""
+        missing_store.make_root()
+        missing_store.create("k/a", b"x")
+        assert missing_store.read("k/a") == b"x"
+
+    def test_a_bucket_that_is_not_there_is_named(self, server: Server) -> None:
+        store = open_store(f"{server.url.partition('://')[0]}://no-such-bucket/x", server.storage_options)
+        for use in (
+            store.list_objects,
+            store.list_directories,
+            lambda: store.create("k/a", b"x"),
+            lambda: store.clean_temporaries("k"),
+        ):
+            with pytest.raises(RepositoryNotFoundError, match="no-such-bucket"):
+                use()
+        with pytest.raises(RepositoryNotFoundError, match="no-such-bucket"):
+            with store.spool("k/large") as spool:
+                spool.file.write(bytes(20 << 20))
+                spool.publish()
+
+
+class TestSeaweedFS(ObjectServerContract):
+    @pytest.fixture
+    def server(self, seaweedfs: Server) -> Server:
+        return seaweedfs
+
+
+class TestRcloneS3(ObjectServerContract):
+    """It takes no notice of If-None-Match."""
+
+    exclusive = False
+
+    @pytest.fixture
+    def server(self, rclone_s3: Server) -> Server:
+        return rclone_s3
+
+
+class TestAzurite(ObjectServerContract):
+    @pytest.fixture
+    def server(self, azurite: Server) -> Server:
+        return azurite
+
+
+class TestSftp(ServerContract):
+    @pytest.fixture
+    def server(self, sshd: Server) -> Server:
+        return sshd
+
+
+class TestPlainSftp(ServerContract):
+    """A server without hard links, and without a rename that replaces."""
+
+    exclusive = False
+
+    @pytest.fixture
+    def server(self, plain_sshd: Server) -> Server:
+        return plain_sshd
+
+
+class TestWebdav(ServerContract):
+    exclusive = False
+    special_names = ("*", "[a]", "a b", "é")
+
+    @pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b"])
+    def test_a_name_that_would_become_another_one_is_refused(self, store: Store, name: str) -> None:
+        with pytest.raises(UnsafePathError, match="WebDAV"):
+            store.create(f"k/{name}", b"x")
+
+    @pytest.fixture
+    def server(self, webdav: Server) -> Server:
+        return webdav

@@ -23,10 +23,13 @@ from incremental_backups_tools.exceptions import (
 )
 from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote import FsspecStore
+from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.repository.retrying import RetryPolicy
 
 PACKAGE_PARENT = str(Path(__file__).parents[2])
 CONTENT = b"0123456789" * 20_000
+IMPATIENT = RetryPolicy(base_seconds=0.001)
 
 WRITE_ONE_OBJECT = """
 import sys
@@ -230,6 +233,8 @@ class NastyFileSystem(LocalFileSystem):  # type: ignore[misc]
         self.listing_error: Exception | None = None
         self.put_error: Exception | None = None
         self.cut_uploads_at: int | None = None
+        self.flip_uploads = False
+        self.lost_replies = 0
         self.move_error: Exception | None = None
         self.cut_reads_at: int | None = None
         self.sizes_are_unknown = False
@@ -248,6 +253,8 @@ class NastyFileSystem(LocalFileSystem):  # type: ignore[misc]
 
     def put_file(self, lpath: str, rpath: str, callback: Any = None, **options: Any) -> None:
         data = Path(lpath).read_bytes()
+        if self.flip_uploads:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         Path(rpath).write_bytes(data[: self.cut_uploads_at])
         if self.put_error is not None:
             raise self.put_error
@@ -256,6 +263,16 @@ class NastyFileSystem(LocalFileSystem):  # type: ignore[misc]
         if self.move_error is not None:
             raise self.move_error
         super().mv(path1, path2, **options)
+        self.lose_reply()
+
+    def rm_file(self, path: str) -> None:
+        super().rm_file(path)
+        self.lose_reply()
+
+    def lose_reply(self) -> None:
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise ConnectionResetError(104, "reset")
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         data: bytes = super().cat_file(path, start=start, end=end, **options)
@@ -275,9 +292,8 @@ def nasty(tmp_path: Path) -> NastyFileSystem:
 
 @pytest.fixture
 def store(nasty: NastyFileSystem, tmp_path: Path) -> FsspecStore:
-    return FsspecStore(
-        nasty, f"{tmp_path}/repository", url="nasty://repository", spool_directory=f"{tmp_path}/spool"
-    )
+    options = RemoteOptions(spool_directory=f"{tmp_path}/spool", retry=IMPATIENT)
+    return FsspecStore(nasty, f"{tmp_path}/repository", url="nasty://repository", options=options)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +325,30 @@ def test_an_upload_that_was_cut_without_an_error_is_found_and_not_published(
         store.create("k/a", CONTENT)
     assert os.listdir(tmp_path / "repository" / "k") == []
     assert os.listdir(tmp_path / "spool") == []
+
+
+def test_an_upload_that_was_changed_on_its_way_is_found_and_not_published(
+    nasty: NastyFileSystem, store: FsspecStore, tmp_path: Path
+) -> None:
+    nasty.flip_uploads = True
+    with pytest.raises(RepositoryError, match="other bytes after its upload"):
+        store.create("k/a", CONTENT)
+    assert os.listdir(tmp_path / "repository" / "k") == []
+
+
+def test_a_rename_whose_reply_is_lost_is_done(nasty: NastyFileSystem, store: FsspecStore) -> None:
+    nasty.lost_replies = 1
+    store.create("k/a", CONTENT)
+    assert nasty.lost_replies == 0
+    assert store.read("k/a") == CONTENT
+
+
+def test_a_deletion_whose_reply_is_lost_is_done(nasty: NastyFileSystem, store: FsspecStore) -> None:
+    store.create("k/a", CONTENT)
+    nasty.lost_replies = 1
+    store.delete("k/a")
+    assert nasty.lost_replies == 0
+    assert store.list_objects("k/") == []
 
 
 @pytest.mark.parametrize("error", [LibraryError("reset"), OSError(28, "No space left on device")])
@@ -351,7 +391,7 @@ def test_a_size_that_is_not_told_is_an_error(nasty: NastyFileSystem, store: Fssp
 
 
 def test_a_full_temporary_directory_is_told_as_such(nasty: NastyFileSystem) -> None:
-    store = FsspecStore(nasty, "/", url="nasty://", spool_directory="/proc/self")
+    store = FsspecStore(nasty, "/", url="nasty://", options=RemoteOptions(spool_directory="/proc/self"))
     with pytest.raises(RepositoryError, match="temporary file for k/a"):
         store.spool("k/a")
 

@@ -85,12 +85,12 @@ def test_what_nothing_kept_stands_on_is_dropped() -> None:
 
 def test_links_stay_unlisted_until_enough_is_dead() -> None:
     chain, kept = [None, 0, 1, 2, 3], [0, 3, 4]
-    found, asked = plan(chain, kept, dead={(3, 1): 0.09})
+    found, asked = plan(chain, kept, dead={(3, 1): 0.04})
     assert (found.rewrites, found.unlisted, found.dropped) == ((), ids(1, 2), ())
     assert found.forgotten == ids(1, 2)
     assert asked == [(3, 1)]
 
-    found, _ = plan(chain, kept, dead={(3, 1): 0.1})
+    found, _ = plan(chain, kept, dead={(3, 1): 0.05})
     assert operations(found) == [("merge", backup_id(3), ids(1, 2))]
     assert (found.unlisted, found.dropped) == ((), ids(1, 2))
 
@@ -106,7 +106,7 @@ def test_an_expired_full_is_rebased_when_enough_is_dead_and_merged_onto_otherwis
     assert (found.unlisted, found.dropped) == (ids(0), ids(1))
     assert asked == [(2, None), (2, 1)]
 
-    found, _ = plan(chain, kept, dead={(2, None): 0.05, (2, 1): 0.05})
+    found, _ = plan(chain, kept, dead={(2, None): 0.09, (2, 1): 0.04})
     assert (operations(found), found.unlisted) == ([], ids(0, 1))
 
 
