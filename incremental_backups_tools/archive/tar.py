@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import struct
+from zlib import adler32
 
 import msgspec
 
@@ -60,6 +61,7 @@ _MAX_OCTAL_11 = 0o77777777777
 # prefix
 _LAYOUT = struct.Struct("100s48s8s1s100s8s32s32s16s155s12x")
 _CHECKSUM = slice(148, 156)
+_NO_DEVICE = b"0000000\x000000000\0"
 _POSIX_MAGIC = b"ustar\x0000"
 _GNU_MAGIC = b"ustar  \0"
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
@@ -148,12 +150,17 @@ def encode_member_header(member: TarMember) -> bytes:
         extensions += _encode_long_text(records, b"linkpath", GNU_LONG_LINK, target)
         target = target[:_NAME_LEN]
 
-    user = _fit_owner_name(records, b"uname", member.user)
-    group = _fit_owner_name(records, b"gname", member.group)
-    uid = _fit_number(records, b"uid", member.uid, _MAX_OCTAL_7)
-    gid = _fit_number(records, b"gid", member.gid, _MAX_OCTAL_7)
-    size = _fit_number(records, b"size", member.size, _MAX_OCTAL_11)
-    mtime = _fit_number(records, b"mtime", member.mtime, _MAX_OCTAL_11)
+    user, group, uid, gid = member.user, member.group, member.uid, member.gid
+    if len(user) > _MAX_USER_LEN or len(group) > _MAX_USER_LEN:
+        user = _fit_owner_name(records, b"uname", user)
+        group = _fit_owner_name(records, b"gname", group)
+    if uid > _MAX_OCTAL_7 or gid > _MAX_OCTAL_7:
+        uid = _fit_number(records, b"uid", uid, _MAX_OCTAL_7)
+        gid = _fit_number(records, b"gid", gid, _MAX_OCTAL_7)
+    size, mtime = member.size, member.mtime
+    if size > _MAX_OCTAL_11 or not 0 <= mtime <= _MAX_OCTAL_11:
+        size = _fit_number(records, b"size", size, _MAX_OCTAL_11)
+        mtime = _fit_number(records, b"mtime", mtime, _MAX_OCTAL_11)
     if member.pax:
         _check_records(member.pax)
         records.extend(member.pax)
@@ -165,7 +172,9 @@ def encode_member_header(member: TarMember) -> bytes:
             f"{member.name!r}: extended headers of {len(extensions)} bytes, over {MAX_EXTENDED_LEN}"
         )
     numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (member.mode, uid, gid, size, mtime)
-    device = _encode_device(member.device[0]) + _encode_device(member.device[1])
+    device = _NO_DEVICE
+    if member.device != (0, 0):
+        device = _encode_device(member.device[0]) + _encode_device(member.device[1])
     return extensions + _pack_block(name, numbers, member.type, target, user, group, device, prefix)
 
 
@@ -195,7 +204,7 @@ def parse_header_block(block: bytes) -> TarMember | None:
     if not any(block):
         return None
     name, numbers, checksum, kind, target, magic, user, group, device, prefix = _LAYOUT.unpack(block)
-    found = sum(block) - sum(checksum) + 8 * ord(" ")
+    found = _sum(block) - sum(checksum) + 8 * ord(" ")
     if _parse_number(checksum, "checksum") != found:
         raise ArchiveFormatError(f"tar header has checksum {checksum!r}, its bytes sum to {found:o} octal")
     if magic not in (_POSIX_MAGIC, _GNU_MAGIC):
@@ -294,7 +303,7 @@ def _encode_device(number: int) -> bytes:
 def _encode_extension(kind: bytes, payload: bytes) -> bytes:
     name = b"PaxHeader" if kind == PAX else b"././@LongLink"
     numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (0o644, 0, 0, len(payload), 0)
-    block = _pack_block(name, numbers, kind, b"", b"", b"", b"0000000\x000000000\0", b"")
+    block = _pack_block(name, numbers, kind, b"", b"", b"", _NO_DEVICE, b"")
     return block + payload + bytes(padding_len(len(payload)))
 
 
@@ -310,7 +319,13 @@ def _pack_block(
 ) -> bytes:
     # The checksum counts its own field as spaces.
     block = _LAYOUT.pack(name, numbers, b" " * 8, kind, target, _POSIX_MAGIC, user, group, device, prefix)
-    return block[: _CHECKSUM.start] + b"%06o\0 " % sum(block) + block[_CHECKSUM.stop :]
+    return block[: _CHECKSUM.start] + b"%06o\0 " % _sum(block) + block[_CHECKSUM.stop :]
+
+
+def _sum(block: bytes) -> int:
+    """The sum of a block's bytes. Adler-32 has it in its lower half, of so few bytes without a remainder."""
+    half = BLOCK_LEN // 2
+    return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
 
 
 def _until_nul(field: bytes) -> bytes:

@@ -120,9 +120,16 @@ class VolumeWriter:
         view = memoryview(data).cast("B")
         if len(view) != member.size:
             raise ValueError(f"{member.name!r}: {len(view)} bytes of data, its header says {member.size}")
-        offset = self._begin(member, can_roll_back=False)
-        self._append(view)
-        self._end()
+        self._require_no_member("add")
+        header = encode_member_header(member)
+        padding = padding_len(member.size)
+        length = len(header) + member.size + padding
+        if len(self._frame) + length > self._frame_len:
+            self._close_frame()
+        offset = self._tar_len + len(header)
+        for piece in (header, view, bytes(padding)):
+            self._append(piece)
+        self._member_count += 1
         return offset
 
     def begin(self, member: TarMember) -> int:

@@ -323,7 +323,7 @@ class _Run:
             leave_out=self._own_directories(),
             on_left_out=packer.left_out,
         )
-        result = packer.pack(walk, parent.entries if parent is not None else ())
+        result = packer.pack(walk, parent.entries if parent is not None else None)
         self._check_shrinkage(draft)
         files = [file for volumes in (whole, updated, sigvault) if volumes for file in volumes.finish()]
         return result, files, storer.bytes_read

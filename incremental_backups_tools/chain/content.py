@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
 
 import msgspec
@@ -34,10 +33,11 @@ from incremental_backups_tools.delta import (
     SignatureBuilder,
     choose_block_len,
 )
+from incremental_backups_tools.delta.signature import sign_block
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
-from incremental_backups_tools.tree.metadata import capture
-from incremental_backups_tools.tree.reading import OpenedFile, read_stable
+from incremental_backups_tools.tree.metadata import capture, plain_entry
+from incremental_backups_tools.tree.reading import OpenedFile, ReadFile, read_stable
 from incremental_backups_tools.tree.sparse import data_len, iter_zeros
 from incremental_backups_tools.tree.walk import Found
 
@@ -46,8 +46,7 @@ SMALL_FILE_LEN: Final = 1 << 20
 _DELTA_SPOOL_LEN: Final = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredContent:
+class StoredContent(msgspec.Struct, frozen=True):
     """What became of a file's content.
 
     Attributes:
@@ -223,16 +222,21 @@ class ContentStorer:
         self._moved = moved
         self.bytes_read = 0
 
-    def store(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
+    def store(
+        self, found: Found, parent: ResolvedEntry | None, read: ReadFile | None = None
+    ) -> StoredContent:
         """Read *found* and store what is new about it.
 
         Args:
             parent: the same path in the parent's index, where it had content.
+            read: what was read ahead of it, in a full.
 
         Raises:
             SourceError: gone, unreadable, its metadata too, or shrinking at every attempt.
             OSError: a temporary file cannot be written.
         """
+        if read is not None:
+            return self._store_read(found, read)
         holder = parent if parent is not None and parent.content_digest is not None else None
         size = found.stat.st_size
         is_alike = holder is not None and _looks_unchanged(found.stat, holder.entry)
@@ -248,15 +252,31 @@ class ContentStorer:
             stored = stored or self._store_delta(found, base, None)
         return stored if stored is not None else self._store_whole(found, holder)
 
+    def _store_read(self, found: Found, read: ReadFile) -> StoredContent:
+        """Store what was read ahead of a file that its path had none of before."""
+        content = read.content
+        self.bytes_read += len(content)
+        digest = blake3(content).digest()
+        entry = plain_entry(found.rel_path, read.stat, digest)
+        known = self._known.find(entry.size, digest)
+        if known is not None:
+            return self._known_as(entry, True, known)
+        location = self._whole.add(file_member(entry), content)
+        sig = None
+        if is_signed(entry.size):
+            signature = sign_block(content, block_len=choose_block_len(entry.size))
+            sig = self._add_signature(entry, signature)
+        return StoredContent(entry, location, False, sig, True, self.bytes_read)
+
     def _held(self, reading: _Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
         """What was read, if nothing need be stored of it."""
         digest = reading.hasher.digest()
         if parent is not None and digest == parent.content_digest:
             return self._same(reading, stable, parent)
         known = self._known.find(reading.entry.size, digest) if stable else None
-        if known is None:
-            return None
-        entry = _with_digest(reading)
+        return self._known_as(_with_digest(reading), stable, known) if known is not None else None
+
+    def _known_as(self, entry: Entry, stable: bool, known: Known) -> StoredContent:
         if known.is_parent:
             return StoredContent(entry, None, False, None, stable, self.bytes_read, known)
         data, sigs = known.resolved.data, known.resolved.sigs

@@ -114,7 +114,9 @@ class Draft:
         return ObjectName(self.key, self.backup_id, role, self.generation, volume)
 
     def known_content(self, parent: ParentIndex | None) -> KnownContent:
-        """Looks up what *parent* has and what was recorded so far."""
+        """Looks up what *parent* has and what was recorded so far; to be called before anything is."""
+        if parent is not None and parent.is_cached:
+            self._index.base = parent.entries
         return KnownContent(
             parent=(parent.file, parent.contents) if parent is not None else None,
             own=self._index,
@@ -174,7 +176,8 @@ class Draft:
 
     def keep_index(self, cache: Cache) -> None:
         """Put the resolved index into the cache, for the next backup."""
-        keep_index(cache, self._index_file, self._index.token, self._contents)
+        assert self._identity is not None  # finished
+        keep_index(cache, self._index_file, self._index, self._identity, self._contents)
 
     def _put_replay(self) -> ArchiveFile:
         name = self.name(Role.REPLAY)

@@ -8,10 +8,9 @@ from states it lacks them, and every file is read and hashed once.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
@@ -20,6 +19,7 @@ from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import StateFormatError
 from incremental_backups_tools.tree.entry import (
     FILE,
+    EntryLine,
     encode_line,
     entry_of_line,
     line_of_entry,
@@ -30,6 +30,8 @@ from incremental_backups_tools.tree.records import RecordReader, RecordWriter
 CACHE_FORMAT: Final = "ibt-cached-index"
 CACHE_VERSION: Final = 1
 INDEX_NAME: Final = "index"
+IDENTITY_NAME: Final = "index-identity"
+_CHUNK_LEN: Final = 1 << 18
 
 
 class IndexIdentity(msgspec.Struct, frozen=True):
@@ -59,12 +61,45 @@ class _Header(msgspec.Struct, frozen=True):
     token: str = ""  # random: tells this file from all others, to what refers to places in it
 
 
-@dataclass(frozen=True, slots=True)
-class CachedEntry:
-    """A resolved entry as the cache holds it, and its encoded line, to be copied where nothing changed."""
+class _KeptIdentity(msgspec.Struct, frozen=True):
+    """Which index the cached one with *token* is by now: backups that changed nothing wrote no other."""
 
-    resolved: ResolvedEntry
-    raw: bytes
+    token: str
+    identity: IndexIdentity
+
+
+class _NotedLine(msgspec.Struct):
+    """What of a line tells whether it has content that is noted."""
+
+    type: str = ""
+    size: int = 0
+    link_of: str | None = None
+    link_of_b64: str | None = None
+    digest: str | None = None
+
+
+_noted_decoder = msgspec.json.Decoder(_NotedLine)
+
+
+class CachedEntry:
+    """An entry as the cache holds it: its encoded line, to be copied where nothing changed."""
+
+    __slots__ = ("_resolved", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self._resolved: ResolvedEntry | None = None
+
+    @property
+    def resolved(self) -> ResolvedEntry:
+        """What the line stands for.
+
+        Raises:
+            StateFormatError, UnsafePathError: nothing.
+        """
+        if self._resolved is None:
+            self._resolved = parse_resolved(self.raw)
+        return self._resolved
 
     @property
     def path(self) -> bytes:
@@ -72,10 +107,90 @@ class CachedEntry:
         return self.resolved.path
 
 
+class CachedLines:
+    """The entries of a cached index that was proven whole, one by one or passed over many at a time.
+
+    Args:
+        count: lines that stand for entries; after them comes the identity.
+
+    Attributes:
+        token: of the index.
+        count: all entries.
+        taken: entries that were given or passed over.
+        block: some lines, each with its newline.
+        offset: where in *block* the next one begins.
+    """
+
+    def __init__(self, file: BinaryIO, count: int, token: str) -> None:
+        self._file = file
+        file.seek(0)
+        self._blocks = RecordReader(file, what="cached index").blocks()
+        self.token = token
+        self.count = count
+        self.taken = 0
+        self.block = b""
+        self.offset = 0
+
+    def has_more(self) -> bool:
+        """Whether there is another entry; then it begins at ``offset`` in ``block``."""
+        if self.taken >= self.count:
+            return False
+        if self.offset >= len(self.block):
+            self.block, self.offset = next(self._blocks), 0
+        return True
+
+    def __iter__(self) -> Iterator[CachedEntry]:
+        return self
+
+    def __next__(self) -> CachedEntry:
+        if not self.has_more():
+            raise StopIteration
+        end = self.block.index(b"\n", self.offset)
+        raw = self.block[self.offset : end]
+        self.offset, self.taken = end + 1, self.taken + 1
+        return CachedEntry(raw)
+
+    def take(self, count: int, end: int) -> bytes:
+        """Take the next *count* lines, which end at *end* of ``block``, as they are."""
+        lines = self.block[self.offset : end]
+        self.offset, self.taken = end, self.taken + count
+        return lines
+
+    def first_blocks(self, count: int) -> Iterator[tuple[bytes, int]]:
+        """The first *count* lines again, some at a time, each with its newline, and how many these are."""
+        source = cast(BinaryIO, ReaderFrom(self._file.fileno(), 0))
+        for block in RecordReader(source, what="cached index").blocks():
+            lines = block.count(b"\n")
+            if lines > count:
+                lines, block = count, b"".join(block.splitlines(keepends=True)[:count])
+            if lines:
+                yield block, lines
+            count -= lines
+            if not count:
+                return
+
+
+class ReaderFrom:
+    """Reads an open file from an offset on, without moving its position."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self._fd = fd
+        self._offset = offset
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most *size*; none at the end."""
+        data = os.pread(self._fd, size if size >= 0 else _CHUNK_LEN, self._offset)
+        self._offset += len(data)
+        return data
+
+
 class IndexCacheWriter:
     """Writes a cached index in sort order. It counts only once :meth:`close` was called.
 
     Which index it is stands in the last record: the digest is known when all entries are.
+
+    As long as all that it is given are the entries of *base*, in their order, it writes nothing: where that goes
+    on to the end, :attr:`is_base` says that the old index is the new one too.
 
     Args:
         file: empty, binary.
@@ -83,6 +198,7 @@ class IndexCacheWriter:
 
     Attributes:
         token: tells this file from all others.
+        base: the index that entries are copied from, if it will still be there.
     """
 
     def __init__(self, file: BinaryIO, *, note: Callable[[int, bytes, Place], None] | None = None) -> None:
@@ -93,42 +209,88 @@ class IndexCacheWriter:
         self._note = note
         self._place = Place(self._sink.position, 0)
         self._open_lines: dict[int, bytes] = {}
+        self._skipped = 0  # entries of the base, from its first one on, that were not written
+        self.base: CachedLines | None = None
 
-    def write(self, resolved: ResolvedEntry) -> None:
-        """Append an entry."""
-        self._append(resolved, encode_resolved(resolved))
+    @property
+    def is_base(self) -> bool:
+        """Whether all entries of the base were given, and nothing else."""
+        return self.base is not None and self._skipped == self.base.count
+
+    def write(self, resolved: ResolvedEntry, raw: bytes | None = None) -> None:
+        """Append an entry, encoded anew unless its line is given."""
+        self._leave_base()
+        self._append(resolved, encode_resolved(resolved) if raw is None else raw)
 
     def write_cached(self, cached: CachedEntry) -> None:
-        """Append an entry that is encoded already."""
-        self._append(cached.resolved, cached.raw)
+        """Append an entry that is encoded already, the one that the base gave last."""
+        if not self._skip(1):
+            self._append_lines(cached.raw + b"\n", 1)
+
+    def write_lines(self, lines: bytes, count: int) -> None:
+        """Append *count* encoded entries, each with its newline, those that the base gave last."""
+        if not self._skip(count):
+            self._append_lines(lines, count)
 
     def is_open(self, place: Place) -> bool:
         """Whether *place* lies in the frame that is not written yet."""
         return place.frame == self._place.frame
 
     def open_line(self, place: Place) -> bytes | None:
-        """The line with noted content at *place* in the frame that is not written yet."""
+        """The line with content of this backup at *place* in the frame that is not written yet."""
         return self._open_lines.get(place.offset)
 
     def close(self, identity: IndexIdentity) -> None:
         """Make it whole."""
+        if not self.is_base:
+            self._leave_base()
         self._records.write(msgspec.json.encode(identity))
         self._records.close()
+
+    def _skip(self, count: int) -> bool:
+        """Leave out the next *count* entries, if they are the base's and so was all before; else leave the base."""
+        if self.base is not None and self.base.taken == self._skipped + count:
+            self._skipped += count
+            return True
+        self._leave_base()
+        return False
+
+    def _leave_base(self) -> None:
+        """From here on the two differ: write what was left out."""
+        base, self.base = self.base, None
+        if base is not None and self._skipped:
+            for lines, count in base.first_blocks(self._skipped):
+                self._append_lines(lines, count)
 
     def _append(self, resolved: ResolvedEntry, raw: bytes) -> None:
         place = self._place
         self._records.write(raw)
-        if self._sink.position != place.frame:
-            self._place = Place(self._sink.position, 0)
-            self._open_lines.clear()
-        else:
-            self._place = Place(place.frame, place.offset + len(raw) + 1)
+        self._move_on(len(raw) + 1)
         entry = resolved.entry
         if self._note is None or entry.type != FILE or entry.link_of is not None or entry.digest is None:
             return
         self._note(entry.size, entry.digest, place)
         if self.is_open(place):
             self._open_lines[place.offset] = raw
+
+    def _append_lines(self, lines: bytes, count: int) -> None:
+        frame, offset = self._place
+        self._records.write_block(lines, count)
+        self._move_on(len(lines))
+        if self._note is None:
+            return
+        for raw in lines[:-1].split(b"\n"):
+            line = _noted_decoder.decode(raw)
+            if line.type == FILE and line.digest is not None and not (line.link_of or line.link_of_b64):
+                self._note(line.size, bytes.fromhex(line.digest), Place(frame, offset))
+            offset += len(raw) + 1
+
+    def _move_on(self, length: int) -> None:
+        if self._sink.position != self._place.frame:
+            self._place = Place(self._sink.position, 0)
+            self._open_lines.clear()
+        else:
+            self._place = Place(self._place.frame, self._place.offset + length)
 
 
 class _Counted:
@@ -145,7 +307,12 @@ class _Counted:
 
 def encode_resolved(resolved: ResolvedEntry) -> bytes:
     """The line of a resolved entry."""
-    line = line_of_entry(resolved.entry)
+    return encode_resolved_record(line_of_entry(resolved.entry), resolved)
+
+
+def encode_resolved_record(line: EntryLine, resolved: ResolvedEntry) -> bytes:
+    """The same out of the JSON form of its entry, or of that entry with other locations."""
+    line.op = None
     line.data = line.sig = line.from_ = line.from_b64 = None
     line.locations = list(resolved.data)
     line.sig_locations = list(resolved.sigs)
@@ -154,38 +321,45 @@ def encode_resolved(resolved: ResolvedEntry) -> bytes:
     return encode_line(line)
 
 
-def open_cached_index(file: BinaryIO, expected: IndexIdentity) -> Iterator[CachedEntry] | None:
+def encode_kept_identity(token: str, identity: IndexIdentity) -> bytes:
+    """What stands beside the cached index with *token* to say that it is *identity* too."""
+    return msgspec.json.encode(_KeptIdentity(token, identity))
+
+
+def open_cached_index(
+    file: BinaryIO, expected: IndexIdentity, *, kept_identity: bytes = b""
+) -> CachedLines | None:
     """The entries of a cached index; None where it is damaged or not the *expected* one.
 
     The file is read twice: once to prove it whole and to know it, before anything relies on it.
+
+    Args:
+        kept_identity: what stands beside it; empty where nothing does.
     """
-    last = b""
     count = 0
+    last = b""
     file.seek(0)
     try:
         records = RecordReader(file, what="cached index")
         header = msgspec.json.decode(records.header, type=_Header)
         if (header.format, header.version) != (CACHE_FORMAT, CACHE_VERSION):
             return None
-        for raw in records:
-            last, count = raw, count + 1
-        if msgspec.json.decode(last, type=IndexIdentity) != expected:
+        for block in records.blocks():
+            count += block.count(b"\n")
+            last = block
+        own = msgspec.json.decode(last[last.rfind(b"\n", 0, -1) + 1 :], type=IndexIdentity)
+        if own != expected and not _is_kept(kept_identity, header.token, expected):
             return None
     except (StateFormatError, msgspec.DecodeError):
         return None
-    return _entries(file, count - 1)
+    return CachedLines(file, count - 1, header.token)
 
 
-def cached_index_token(file: BinaryIO) -> str:
-    """The token of a cached index that :func:`open_cached_index` has opened."""
-    file.seek(0)
-    return msgspec.json.decode(RecordReader(file, what="cached index").header, type=_Header).token
-
-
-def _entries(file: BinaryIO, count: int) -> Iterator[CachedEntry]:
-    file.seek(0)
-    for raw in islice(RecordReader(file, what="cached index"), count):
-        yield CachedEntry(parse_resolved(raw), raw)
+def _is_kept(raw: bytes, token: str, expected: IndexIdentity) -> bool:
+    try:
+        return msgspec.json.decode(raw, type=_KeptIdentity) == _KeptIdentity(token, expected)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def parse_resolved(raw: bytes) -> ResolvedEntry:

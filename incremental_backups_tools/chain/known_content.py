@@ -19,7 +19,12 @@ from urllib.parse import quote
 
 import zstandard
 
-from incremental_backups_tools.chain.index_cache import IndexCacheWriter, Place, parse_resolved
+from incremental_backups_tools.chain.index_cache import (
+    IndexCacheWriter,
+    Place,
+    ReaderFrom,
+    parse_resolved,
+)
 from incremental_backups_tools.chain.policy import MIN_SHARED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import FormatError, UnsafePathError
@@ -41,6 +46,10 @@ _CACHE_KIB: Final = 16 << 10
 _PENDING_ROWS: Final = 4096
 _CACHED_FRAMES: Final = 4
 _CHUNK_LEN: Final = 1 << 18
+# One byte for each beginning of a digest: most contents that a backup looks for are new, and asking the table takes
+# longer than all else that is done about a small file. With a million contents it still spares one question in three.
+_SEEN_LEN: Final = 1 << 20
+_SEEN_MASK: Final = _SEEN_LEN - 1
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +65,7 @@ class ContentTable:
         self._connection = connection
         self._file = file
         self._pending: dict[tuple[int, int], Place] = {}
+        self._seen = bytearray(_SEEN_LEN) if file is not None else None
         self._is_usable = True
 
     @classmethod
@@ -93,6 +103,8 @@ class ContentTable:
 
     def add(self, size: int, digest: bytes, place: Place) -> None:
         """Note where a content is, unless a place of it is known."""
+        if self._seen is not None:
+            self._seen[int.from_bytes(digest[:3], "big") & _SEEN_MASK] = 1
         self._pending.setdefault((size, _prefix(digest)), place)
         if len(self._pending) >= _PENDING_ROWS:
             self._flush()
@@ -105,6 +117,8 @@ class ContentTable:
 
     def place_of(self, size: int, digest: bytes) -> Place | None:
         """Where a content should be; what is there decides whether it is."""
+        if self._seen is not None and not self._seen[int.from_bytes(digest[:3], "big") & _SEEN_MASK]:
+            return None
         key = (size, _prefix(digest))
         row = self._row("SELECT frame, offset FROM content WHERE size = ? AND digest = ?", *key)
         if row is None:
@@ -185,26 +199,13 @@ class IndexLines:
     def _read_frame(self, offset: int) -> bytes:
         self._file.flush()
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
-        source = cast(BinaryIO, _From(self._file.fileno(), offset))
+        source = cast(BinaryIO, ReaderFrom(self._file.fileno(), offset))
         try:
             with decompressor.stream_reader(source, closefd=False) as reader:
                 return reader.read(FRAME_LEN + MAX_LINE_LEN + 1)
         except (zstandard.ZstdError, OSError, OverflowError) as error:
             log.warning("cached index: nothing can be read at byte %d: %s", offset, error)
             return b""
-
-
-class _From:
-    """Reads a file from an offset on, without moving its position."""
-
-    def __init__(self, fd: int, offset: int) -> None:
-        self._fd = fd
-        self._offset = offset
-
-    def read(self, size: int = -1) -> bytes:
-        data = os.pread(self._fd, size if size >= 0 else _CHUNK_LEN, self._offset)
-        self._offset += len(data)
-        return data
 
 
 @dataclass(frozen=True, slots=True)

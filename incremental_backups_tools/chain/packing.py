@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,12 +18,12 @@ import msgspec
 
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
-from incremental_backups_tools.chain.index_cache import CachedEntry
+from incremental_backups_tools.chain.index_cache import CachedEntry, CachedLines
 from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.volumes import VolumeSet
 from incremental_backups_tools.exceptions import LimitExceededError, SourceError
-from incremental_backups_tools.tree.diff import METADATA, classify, merge_join
+from incremental_backups_tools.tree.diff import METADATA, classify
 from incremental_backups_tools.tree.entry import (
     DIRECTORY,
     FILE,
@@ -36,7 +36,8 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
-from incremental_backups_tools.tree.walk import Found
+from incremental_backups_tools.tree.reading import ReadAhead, ReadFile
+from incremental_backups_tools.tree.walk import Found, Walk
 
 # A write within one tick of the clock that stamps files may leave size, mtime and ctime as they are. Kernels
 # tick every 1 to 10 ms, but the clock may be a file server's; some file systems know seconds alone.
@@ -83,16 +84,16 @@ class Packer:
         self._delta_bases: dict[bytes, bytes] = {}  # of deltas of another path's content
         self._left_out_of_tar: set[bytes] = set()  # files with several names that a full's archive lacks
         self._unlisted: deque[bytes] = deque()
+        self._read_ahead = ReadAhead()
 
-    def pack(self, walk: Iterable[Found], parent: Iterable[CachedEntry]) -> PackingResult:
+    def pack(self, walk: Walk, parent: CachedLines | None) -> PackingResult:
         """Run the pass.
 
         Raises:
             SourceError: the root cannot be read.
             RepositoryError: a volume cannot be written.
         """
-        pairs = merge_join(walk, parent, new_path=lambda item: item.rel_path, old_path=lambda item: item.path)
-        for found, old in pairs:
+        for found, old in self._pairs(walk, parent):
             if found is not None and type_of(found.stat.st_mode) is None:
                 self.result.notices.append(Problem(found.rel_path, "a socket, skipped"))
                 found = None
@@ -101,6 +102,49 @@ class Packer:
             elif old is not None:
                 self._absent(old)
         return self.result
+
+    def _pairs(
+        self, walk: Walk, parent: CachedLines | None
+    ) -> Iterator[tuple[Found | None, CachedEntry | None]]:
+        """Pair the walk with the parent's index, but for the names that are passed over."""
+        if parent is None:
+            yield from ((found, None) for found in walk)
+            return
+        names = iter(walk)
+        found: Found | None = None
+        old: CachedEntry | None = None
+        while True:
+            if found is None and old is None:
+                self._pass_over(walk, parent)
+            found = next(names, None) if found is None else found
+            old = next(parent, None) if old is None else old
+            if found is None and old is None:
+                return
+            if found is not None and old is not None and self._is_same_directory(found, old):
+                self._recorder.same_directory(found.rel_path, old)
+                self._progress(found)
+                found = old = None
+                continue
+            order = _compare(found, old)
+            yield found if order <= 0 else None, old if order >= 0 else None
+            found, old = None if order <= 0 else found, None if order >= 0 else old
+
+    def _is_same_directory(self, found: Found, old: CachedEntry) -> bool:
+        """Whether both are one directory without a change, as far as that shows without a closer look."""
+        return (
+            found.listing is not None and not self._unlisted and found.listing.agrees(found.rel_path, old.raw)
+        )
+
+    def _pass_over(self, walk: Walk, parent: CachedLines) -> None:
+        """Take together what is next in the walk and in the parent's index, as far as nothing changed."""
+        while not self._unlisted and parent.has_more():
+            passed = walk.pass_over(parent.block, parent.offset)
+            if passed is None:
+                return
+            self._recorder.same_lines(parent.take(passed.count, passed.end), passed)
+            if self._on_progress is not None:
+                for path, size in passed.names():
+                    self._on_progress(path, size)
 
     def problem(self, path: bytes, message: str) -> None:
         """Note what could not be read."""
@@ -169,7 +213,9 @@ class Packer:
         placement = None
         try:
             if type_of(found.stat.st_mode) == FILE and link_of is None:
-                resolved, placement = self._file(found, before)
+                read = self._read_ahead.read(found) if self._is_full else None
+                now_ns = read.begin_ns if read is not None else now_ns
+                resolved, placement = self._file(found, before, read)
             else:
                 resolved = self._special(found, before, link_of)
         except (SourceError, LimitExceededError) as error:
@@ -200,10 +246,12 @@ class Packer:
         self._recorder.same(old)
         self._progress(found)
 
-    def _file(self, found: Found, before: ResolvedEntry | None) -> tuple[ResolvedEntry, Placement]:
+    def _file(
+        self, found: Found, before: ResolvedEntry | None, read: ReadFile | None
+    ) -> tuple[ResolvedEntry, Placement]:
         """Store a regular file; return what it resolves to, and where it is."""
         parent = before if before is not None and before.entry.type == FILE else None
-        stored = self._storer.store(found, parent)
+        stored = self._storer.store(found, parent, read)
         entry = stored.entry
         if not stored.stable:
             entry = msgspec.structs.replace(entry, unstable=True)
@@ -275,6 +323,14 @@ class Packer:
     def _progress(self, found: Found) -> None:
         if self._on_progress is not None:
             self._on_progress(found.rel_path, found.stat.st_size if stat.S_ISREG(found.stat.st_mode) else 0)
+
+
+def _compare(found: Found | None, old: CachedEntry | None) -> int:
+    """Below 0 where *found* comes first, above 0 where *old* does, 0 where both are one path."""
+    if found is None or old is None:
+        return 1 if found is None else -1
+    left, right = sort_key(found.rel_path), sort_key(old.path)
+    return (left > right) - (left < right)
 
 
 def is_unchanged(info: os.stat_result, old: Entry, link_of: bytes | None) -> bool:

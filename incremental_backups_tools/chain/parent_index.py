@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from incremental_backups_tools.chain.index_cache import (
+    IDENTITY_NAME,
     INDEX_NAME,
-    CachedEntry,
+    CachedLines,
     IndexCacheWriter,
     IndexIdentity,
-    cached_index_token,
+    encode_kept_identity,
     open_cached_index,
 )
 from incremental_backups_tools.chain.known_content import ContentTable
@@ -23,6 +24,7 @@ from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.tree.diff import merge_join, metadata_identity
 
 CONTENTS_NAME: Final = "index-contents"
+_MAX_IDENTITY_LEN: Final = 1 << 26  # it names every backup of the chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,13 @@ class ParentIndex:
         entries: to be iterated once.
         file: the same, for single lines.
         contents: places in *file*.
+        is_cached: whether all that lies in the cache.
     """
 
-    entries: Iterator[CachedEntry]
+    entries: CachedLines
     file: BinaryIO
     contents: ContentTable
+    is_cached: bool = False
 
     def close(self) -> None:
         """Close the file and the table."""
@@ -64,13 +68,13 @@ def open_parent_index(
     if file is None:
         return rebuild_parent_index(resolve_states(), expected, make_file())
     try:
-        entries = open_cached_index(file, expected)
+        entries = _open_cached(cache, file, expected)
         if entries is not None:
             path = os.path.join(cache.fs_path, CONTENTS_NAME)
-            contents = ContentTable.open(path, cached_index_token(file))
+            contents = ContentTable.open(path, entries.token)
             if contents is not None:
                 kept, file = file, None
-                return ParentIndex(entries, kept, contents)
+                return ParentIndex(entries, kept, contents, is_cached=True)
             return rebuild_parent_index((cached.resolved for cached in entries), expected, make_file())
     finally:
         if file is not None:
@@ -98,7 +102,7 @@ def rebuild_parent_index(
     except BaseException:
         contents.close()
         raise
-    return ParentIndex(read, file, contents)
+    return ParentIndex(read, file, contents, is_cached=False)
 
 
 def carry_over_index(
@@ -120,7 +124,7 @@ def carry_over_index(
     if cached_file is None:
         return
     with cached_file, closing(ContentTable.create()) as contents:
-        cached = open_cached_index(cached_file, old)
+        cached = _open_cached(cache, cached_file, old)
         if cached is None:
             return
         writer = IndexCacheWriter(file, note=contents.add)
@@ -133,14 +137,35 @@ def carry_over_index(
                 return
             writer.write(resolved.with_entry(entry))
         writer.close(new)
-        keep_index(cache, file, writer.token, contents)
+        keep_index(cache, file, writer, new, contents)
 
 
-def keep_index(cache: Cache, index_file: BinaryIO, token: str, contents: ContentTable) -> None:
-    """Put a new index and its table into the cache. Written in part, the table is of no index."""
+def keep_index(
+    cache: Cache,
+    index_file: BinaryIO,
+    writer: IndexCacheWriter,
+    identity: IndexIdentity,
+    contents: ContentTable,
+) -> None:
+    """Put a new index and its table into the cache. Written in part, the table is of no index.
+
+    Where the one that is there is the new one too, only that is noted.
+    """
+    if writer.is_base and writer.base is not None:
+        with cache.replace(IDENTITY_NAME) as out:
+            out.write(encode_kept_identity(writer.base.token, identity))
+        return
     index_file.seek(0)
     with cache.replace(INDEX_NAME) as out:
         while chunk := index_file.read(1 << 20):
             out.write(chunk)
     with cache.replace(CONTENTS_NAME) as out:
-        contents.save(token, out)
+        contents.save(writer.token, out)
+
+
+def _open_cached(cache: Cache, file: BinaryIO, expected: IndexIdentity) -> CachedLines | None:
+    kept = cache.open(IDENTITY_NAME)
+    if kept is None:
+        return open_cached_index(file, expected)
+    with kept:
+        return open_cached_index(file, expected, kept_identity=kept.read(_MAX_IDENTITY_LEN))

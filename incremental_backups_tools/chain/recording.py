@@ -12,19 +12,35 @@ from typing import Final
 
 import msgspec
 
-from incremental_backups_tools.chain.index_cache import CachedEntry, IndexCacheWriter
+from incremental_backups_tools.chain.index_cache import CachedEntry, IndexCacheWriter, encode_resolved_record
 from incremental_backups_tools.chain.replay import ReplayList
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.chain.state import Counts, StateLine, encode_state_line
+from incremental_backups_tools.chain.state import (
+    FULL,
+    Counts,
+    StateLine,
+    encode_state_line,
+    encode_state_record,
+)
 from incremental_backups_tools.tree.diff import CREATED, DELETED, METADATA, UPDATED, classify
-from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry, IndexDigest, Location, SignatureRef
+from incremental_backups_tools.tree.entry import (
+    DIRECTORY,
+    FILE,
+    Entry,
+    EntryLine,
+    IndexDigest,
+    Location,
+    SignatureRef,
+    line_of_entry,
+    text_or_b64,
+)
 from incremental_backups_tools.tree.records import RecordWriter
+from incremental_backups_tools.tree.walk import Passed
 
 _COUNT_OF_OP: Final = {CREATED: "created", UPDATED: "updated", METADATA: "metadata", DELETED: "deleted"}
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """Where a regular file's content is.
 
     Attributes:
@@ -92,6 +108,21 @@ class Recorder:
         self._count(entry)
         self._index.write_cached(cached)
 
+    def same_directory(self, path: bytes, cached: CachedEntry) -> None:
+        """A directory that is as it was."""
+        self._replay.same_directory(path, lambda: cached.resolved.entry)
+        self.tally.counts["entries"] += 1
+        self.tally.counts["dirs"] += 1
+        self._index.write_cached(cached)
+
+    def same_lines(self, lines: bytes, passed: Passed) -> None:
+        """Names that are as they were, none of them a directory or one of several of a file: their cached lines."""
+        counts = self.tally.counts
+        counts["entries"] += passed.count
+        counts["files"] += passed.files
+        self.tally.total_bytes += passed.total_bytes
+        self._index.write_lines(lines, passed.count)
+
     def file(
         self, resolved: ResolvedEntry, before: Entry | None, placement: Placement, *, is_linked: bool
     ) -> None:
@@ -104,17 +135,17 @@ class Recorder:
         """
         entry = resolved.entry
         op = classify(entry, before)
+        raw = None
         if op is not None:
             self._replay_file(entry, op, before, placement)
-            line = entry
+            record = line_of_entry(entry, None if self._kind == FULL else op)
             if op != METADATA:
-                line = msgspec.structs.replace(
-                    entry, data=placement.data, source=placement.source, sig=placement.sig
-                )
+                record.data, record.sig = placement.data, placement.sig
+                record.from_, record.from_b64 = text_or_b64(placement.source)
                 if is_linked:
                     self._replaced.add(entry.path)
-            self._emit(StateLine(op, line))
-        self._present(resolved, before)
+            raw = self._emit_record(op, record, resolved, is_reference=placement.source is not None)
+        self._present(resolved, before, raw)
 
     def special(
         self, resolved: ResolvedEntry, before: Entry | None, *, is_archived: bool, is_linked: bool
@@ -177,18 +208,30 @@ class Recorder:
                 self._replay.place(entry.path, source)
         self._replay.entry(entry, changed=True, metadata=op == METADATA or not is_archived)
 
-    def _present(self, resolved: ResolvedEntry, before: Entry | None) -> None:
+    def _present(self, resolved: ResolvedEntry, before: Entry | None, raw: bytes | None = None) -> None:
         if before is not None:
             self._digest.remove(before)
         self._digest.add(resolved.entry)
         self._count(resolved.entry)
-        self._index.write(resolved)
+        self._index.write(resolved, raw)
 
     def _emit(self, line: StateLine) -> None:
         self._lines.write(encode_state_line(line, kind=self._kind))
         if line.op != DELETED and (line.entry.link_of is not None or line.entry.source is not None):
             self.tally.references += 1
         self.tally.counts[_COUNT_OF_OP[line.op]] += 1
+
+    def _emit_record(
+        self, op: str, record: EntryLine, resolved: ResolvedEntry, *, is_reference: bool
+    ) -> bytes:
+        """Write the line of a regular file's first name; return the one that the index has for it."""
+        local = record.ctime_ns, record.inode, record.dev
+        self._lines.write(encode_state_record(record))
+        if is_reference and op != METADATA:
+            self.tally.references += 1
+        self.tally.counts[_COUNT_OF_OP[op]] += 1
+        record.ctime_ns, record.inode, record.dev = local
+        return encode_resolved_record(record, resolved)
 
     def _count(self, entry: Entry) -> None:
         counts = self.tally.counts

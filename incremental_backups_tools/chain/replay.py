@@ -19,7 +19,8 @@ A symlink's mode is ``-``: it has none.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Final, cast
 
@@ -71,6 +72,15 @@ def _iso_time(time_ns: int) -> bytes:
     return b"%04d-%s.%09dZ" % (moment.year, text.encode(), nanoseconds)
 
 
+@dataclass(slots=True)
+class _Entered:
+    """A directory that the names given lie in."""
+
+    path: bytes
+    entry: Callable[[], Entry]
+    is_touched: bool
+
+
 class ReplayList:
     """Collects the records of one backup, in whatever order its changes come, phase by phase on disk.
 
@@ -84,7 +94,7 @@ class ReplayList:
             for phase in PHASES
         }
         self._kept: set[bytes] = set()
-        self._directories: list[tuple[Entry, list[bool]]] = []  # entered, and whether touched
+        self._directories: list[_Entered] = []
         self._going: list[bytes] = []  # directories to delete once their children are
         self._is_empty = True
 
@@ -108,20 +118,25 @@ class ReplayList:
         """
         self._leave(entry.path)
         if changed and self._directories:
-            self._directories[-1][1][0] = True
+            self._directories[-1].is_touched = True
         if entry.type == DIRECTORY:
-            self._directories.append((entry, [changed]))
+            self._directories.append(_Entered(entry.path, lambda: entry, is_touched=changed))
         elif metadata and entry.link_of is not None:
             # The metadata is its target's, and that may be another inode by now: patched, or extracted anew.
             self.link(entry.path, entry.link_of)
         elif metadata:
             self._add(META, encode_meta(entry))
 
+    def same_directory(self, path: bytes, entry: Callable[[], Entry]) -> None:
+        """A directory of the new tree that is as it was; *entry* is called where its metadata must be given."""
+        self._leave(path)
+        self._directories.append(_Entered(path, entry, is_touched=False))
+
     def delete(self, path: bytes, *, is_directory: bool) -> None:
         """The parent's *path* is gone, or gives way to another type."""
         self._leave(path)
         if self._directories:
-            self._directories[-1][1][0] = True
+            self._directories[-1].is_touched = True
         if is_directory:
             self._going.append(path)
         else:
@@ -179,10 +194,10 @@ class ReplayList:
         # A directory that became something else is its own successor: what was below it still comes.
         while self._going and path != self._going[-1] and not _is_below(path, self._going[-1]):
             self._add(DELETE, encode_record(DELETE, escape_path(self._going.pop())))
-        while self._directories and not _is_below(path, self._directories[-1][0].path):
-            entry, (touched,) = self._directories.pop()
-            if touched:
-                self._phases[_META_DIRECTORY].write(encode_meta(entry))
+        while self._directories and not _is_below(path, self._directories[-1].path):
+            directory = self._directories.pop()
+            if directory.is_touched:
+                self._phases[_META_DIRECTORY].write(encode_meta(directory.entry()))
 
 
 def _is_below(path: bytes | None, directory: bytes) -> bool:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
 
+import msgspec
+
 from incremental_backups_tools.chain.state import StateHeader, StateLine
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
 from incremental_backups_tools.repository.layout import Role, parse_object_name
@@ -27,8 +29,7 @@ from incremental_backups_tools.tree.entry import FILE, Entry, IndexDigest, Locat
 _STEPS_PER_BACKUP: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedEntry:
+class ResolvedEntry(msgspec.Struct, frozen=True):
     """An entry and where its bytes lie.
 
     Attributes:

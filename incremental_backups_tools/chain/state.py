@@ -198,8 +198,13 @@ def encode_state_line(line: StateLine, *, kind: str) -> bytes:
     """One line of a state of *kind*, without the newline. A deleted entry keeps its path and type alone."""
     if line.op == DELETED:
         return encode_line(line_of_deletion(line.entry.path, line.entry.type, DELETED))
-    entry = msgspec.structs.replace(line.entry, ctime_ns=None, inode=None, dev=None)
-    return encode_line(line_of_entry(entry, None if kind == FULL else line.op))
+    return encode_state_record(line_of_entry(line.entry, None if kind == FULL else line.op))
+
+
+def encode_state_record(record: EntryLine) -> bytes:
+    """The line of an entry that is there, out of its JSON form, which then lacks what only one machine knows."""
+    record.ctime_ns = record.inode = record.dev = None
+    return encode_line(record)
 
 
 def parse_state_line(raw: bytes, header: StateHeader, file_names: frozenset[str]) -> StateLine:

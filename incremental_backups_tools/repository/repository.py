@@ -34,7 +34,7 @@ from incremental_backups_tools.repository.layout import (
     parse_object_name,
     validate_key,
 )
-from incremental_backups_tools.repository.open import open_store
+from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.store import Store
 
 FORMAT = "ibt-repository"
@@ -113,7 +113,7 @@ class Repository:
         """
         store = url_or_store
         if not isinstance(store, Store):
-            store = open_store(store, storage_options)
+            store = _open_store(store, storage_options)
         config = read_config(store)
         if config is None and create:
             config = _create_config(store)
@@ -206,6 +206,16 @@ def parse_config(data: bytes, *, where: str) -> RepositoryConfig:
             f"{what} says encryption {config.encryption!r}, this program reads {ENCRYPTION_NONE!r} only"
         )
     return config
+
+
+def _open_store(place: str | os.PathLike[str], storage_options: Mapping[str, object] | None) -> Store:
+    fs_path = os.fspath(place)
+    if fs_path and "://" not in fs_path and not storage_options:
+        return LocalStore(fs_path)
+    # fsspec and what it brings take a tenth of a second to import, which a directory need not wait for.
+    from incremental_backups_tools.repository.open import open_store
+
+    return open_store(place, storage_options)
 
 
 def read_config(store: Store) -> RepositoryConfig | None:

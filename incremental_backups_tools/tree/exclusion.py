@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from pathspec import GitIgnoreSpec
-
 ReadFile = Callable[[bytes], bytes | None]
 
 CACHEDIR_TAG: Final = b"CACHEDIR.TAG"
@@ -228,6 +226,16 @@ class DirScope:
                 return verdict
         return False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing in this directory is excluded, whatever its name."""
+        return self._kept is None and not self._lists
+
+    @property
+    def depends_on_names(self) -> bool:
+        """Whether :meth:`child` may give anything but this scope itself."""
+        return not self.is_idle or bool(self._rules.marker_names)
+
     def child(self, name: bytes, names: Collection[bytes], read_file: ReadFile) -> DirScope:
         """The scope of a subdirectory that is not excluded.
 
@@ -338,6 +346,9 @@ def _translate(globs: list[str]) -> list[re.Pattern[str] | None]:
 
     In place of a glob that matches nothing stands None.
     """
+    # It takes a twentieth of a second to import, and most trees are backed up without a pattern.
+    from pathspec import GitIgnoreSpec
+
     prepared = [_prepare(glob) for glob in globs]
     spec = GitIgnoreSpec.from_lines([line for line, _ in filter(None, prepared)])
     translated = iter(spec.patterns)

@@ -115,6 +115,25 @@ def capture(
     )
 
 
+def plain_entry(rel_path: bytes, info: os.stat_result, digest: bytes) -> Entry:
+    """The entry of a regular file that has neither attributes nor flags nor holes, with its content's *digest*."""
+    return Entry(
+        path=rel_path,
+        type=FILE,
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+        user=user_name(info.st_uid),
+        group=group_name(info.st_gid),
+        size=info.st_size,
+        mtime_ns=info.st_mtime_ns,
+        digest=digest,
+        ctime_ns=info.st_ctime_ns,
+        inode=info.st_ino,
+        dev=info.st_dev,
+    )
+
+
 def _device_numbers(info: os.stat_result) -> tuple[int, int]:
     return os.major(info.st_rdev), os.minor(info.st_rdev)
 

@@ -10,6 +10,7 @@ tar, zstd and JSON Lines all accept a file that was cut at a boundary; the trail
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO, Final
 
 import msgspec
@@ -60,6 +61,14 @@ class RecordWriter:
         if self._pending_len >= FRAME_LEN:
             self._flush()
 
+    def write_block(self, block: bytes, count: int) -> None:
+        """Append *count* records at once, each with its newline."""
+        self._pending.append(block)
+        self._pending_len += len(block)
+        self._count += count
+        if self._pending_len >= FRAME_LEN:
+            self._flush()
+
     def close(self) -> None:
         """Write the trailer. The file itself stays open."""
         self._flush()
@@ -95,26 +104,34 @@ class RecordReader:
     def __init__(self, file: BinaryIO, *, what: str) -> None:
         self._what = what
         self._hasher = blake3()
-        self._lines = _iter_lines(file, what)
-        header = next(self._lines, None)
-        if header is None:
+        self._chunks = _iter_whole_lines(file, what)
+        first = next(self._chunks, None)
+        if first is None:
             raise StateFormatError(f"{what}: empty")
+        header, _, self._rest = first.partition(b"\n")
         if len(header) > MAX_HEADER_LEN:
             raise StateFormatError(f"{what}: the header is longer than {MAX_HEADER_LEN} bytes")
         self.header: bytes = header
 
     def __iter__(self) -> Iterator[bytes]:
+        for block in self.blocks():
+            yield from block[:-1].split(b"\n")
+
+    def blocks(self) -> Iterator[bytes]:
+        """The same records, some hundred at a time, each with its newline."""
         hasher = self._hasher
         hasher.update(self.header + b"\n")
         count = 0
-        previous: bytes | None = None
-        for line in self._lines:
-            if previous is not None:
-                hasher.update(previous + b"\n")
-                count += 1
-                yield previous
-            previous = line
-        self._check_trailer(previous, count)
+        last = b""  # may be the trailer
+        for chunk in chain((self._rest,), self._chunks):
+            data = last + chunk
+            cut = data.rfind(b"\n", 0, -1) + 1
+            block, last = data[:cut], data[cut:]
+            if block:
+                hasher.update(block)
+                count += block.count(b"\n")
+                yield block
+        self._check_trailer(last[:-1] or None, count)
 
     def _check_trailer(self, line: bytes | None, count: int) -> None:
         if line is None:
@@ -153,19 +170,23 @@ def read_header(start: bytes, *, what: str) -> bytes:
     return line[:-1]
 
 
-def _iter_lines(file: BinaryIO, what: str) -> Iterator[bytes]:
-    """Lines without their newline; memory is bounded by the longest allowed line."""
+def _iter_whole_lines(file: BinaryIO, what: str) -> Iterator[bytes]:
+    """Lines with their newlines, some at a time; memory is bounded by the longest allowed line."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
-    rest = b""
+    begun: list[bytes] = []  # pieces of a line whose end is still to come
+    begun_len = 0
     try:
         with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as reader:
             while chunk := reader.read(_CHUNK_LEN):
-                lines = (rest + chunk).split(b"\n")
-                rest = lines.pop()
-                if len(rest) > MAX_LINE_LEN:
+                cut = chunk.rfind(b"\n") + 1
+                if cut:
+                    yield b"".join((*begun, chunk[:cut]))
+                    begun, begun_len = [], 0
+                begun.append(chunk[cut:])
+                begun_len += len(chunk) - cut
+                if begun_len > MAX_LINE_LEN:
                     raise StateFormatError(f"{what}: a line is longer than {MAX_LINE_LEN} bytes")
-                yield from lines
     except zstandard.ZstdError as error:
         raise StateFormatError(f"{what}: damaged: {error}") from None
-    if rest:
+    if begun_len:
         raise StateFormatError(f"{what}: cut in the middle of a line")

@@ -14,13 +14,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import ROOT, printable
 from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
+from incremental_backups_tools.tree.listing import Listing, list_directory
 
 MAX_SMALL_FILE_LEN: Final = 1 << 20  # a .gitignore or .exclude longer than this is not one
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,6 +48,9 @@ class Found:
         stat: as ``lstat`` saw it.
         listed: False for a directory whose names could not be read.
         fd: of a directory that is entered its own descriptor, open until the walk moves on.
+        listing: of such a directory what it holds.
+        among: what the directory holds that it lies in; of what is no directory.
+        number: its own in there.
     """
 
     rel_path: bytes
@@ -55,6 +59,36 @@ class Found:
     stat: os.stat_result
     listed: bool = True
     fd: int | None = None
+    listing: Listing | None = None
+    among: Listing | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Names of one directory that the walk passed over.
+
+    Attributes:
+        count: how many.
+        end: where the cached line after theirs begins.
+        files: regular files among them.
+        total_bytes: the sizes of these.
+    """
+
+    count: int
+    end: int
+    files: int
+    total_bytes: int
+    _listing: Listing
+    _first: int
+    _prefix: bytes
+
+    def names(self) -> Iterator[tuple[bytes, int]]:
+        """Path and bytes of content of each."""
+        for number in range(self._first, self._first + self.count):
+            info = self._listing.stat(number)
+            size = info.st_size if stat.S_ISREG(info.st_mode) else 0
+            yield self._prefix + self._listing.name(number), size
 
 
 @dataclass(slots=True)
@@ -64,8 +98,9 @@ class _Level:
     prefix: bytes  # the path with a slash; empty for the root
     fd: int
     identity: tuple[int, int]
-    names: Iterator[tuple[bytes, os.stat_result]]
+    listing: Listing
     scope: DirScope | None
+    next: int = 0  # number of the name that the walk comes to next
 
 
 class Walk:
@@ -112,27 +147,45 @@ class Walk:
     def __iter__(self) -> Iterator[Found]:
         root_fd = self._open_root()
         try:
-            root_stat = os.fstat(root_fd)
-            self._device = root_stat.st_dev
-            names = self._list(root_fd, ROOT)
-            if names is None:
+            listing = self._list(root_fd, ROOT)
+            if listing is None:
                 raise SourceError(f"{printable(self._root)}: the directory cannot be listed")
+            root_stat = listing.own_stat()
+            self._device = root_stat.st_dev
             scope = None
             if self._rules is not None:
-                scope = root_scope(
-                    self._rules, [name for name, _ in names], self._small_file_reader(root_fd, b"")
-                )
+                scope = root_scope(self._rules, listing.names(), self._small_file_reader(root_fd, b""))
+            self._select(listing, scope, b"")
         except BaseException:
             os.close(root_fd)
             raise
-        self._levels.append(_Level(b"", root_fd, _identity(root_stat), iter(names), scope))
+        self._levels.append(_Level(b"", root_fd, _identity(root_stat), listing, scope))
         try:
-            yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd)
+            yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd, listing=listing)
             yield from self._descend()
         finally:
             for level in self._levels:
                 _close(level)
             self._levels.clear()
+
+    def pass_over(self, lines: bytes, offset: int) -> Passed | None:
+        """Pass over the names that come next as far as cached lines say the same of them; None where none does.
+
+        To be called while the walk waits for its iterator to be asked for more. What agrees, and what ends a
+        run, says :meth:`Listing.compare`.
+
+        Args:
+            lines: of a cached index, each with its newline.
+            offset: where the next one begins.
+        """
+        if not self._levels:
+            return None
+        level = self._levels[-1]
+        found = level.listing.compare(level.next, level.prefix, lines, offset)
+        if not found[0]:
+            return None
+        first, level.next = level.next, level.next + found[0]
+        return Passed(*found, level.listing, first, level.prefix)
 
     def _open_root(self) -> int:
         try:
@@ -144,33 +197,27 @@ class Walk:
         levels = self._levels
         while levels:
             level = levels[-1]
-            for name, info in level.names:
-                is_dir = stat.S_ISDIR(info.st_mode)
-                if level.scope is not None and level.scope.excludes(name, is_dir):
-                    continue
-                rel_path = level.prefix + name
-                if self._keep is not None and not self._keep(rel_path):
-                    continue
-                if not is_dir:
-                    yield Found(rel_path, name, level.fd, info)
-                    continue
-                entered = yield from self._enter(level, rel_path, name, info)
-                if entered:
-                    break
-            else:
+            number = level.next
+            if number >= len(level.listing):
                 self._leave()
+                continue
+            level.next += 1
+            name, info = level.listing.name(number), level.listing.stat(number)
+            rel_path = level.prefix + name
+            if stat.S_ISDIR(info.st_mode):
+                yield from self._enter(level, rel_path, name, info)
+            else:
+                yield Found(rel_path, name, level.fd, info, among=level.listing, number=number)
 
-    def _enter(
-        self, level: _Level, rel_path: bytes, name: bytes, info: os.stat_result
-    ) -> Generator[Found, None, bool]:
-        """Yield a directory; return whether the walk goes on inside it."""
+    def _enter(self, level: _Level, rel_path: bytes, name: bytes, info: os.stat_result) -> Iterator[Found]:
+        """Yield a directory; the walk goes on inside it where that can be."""
         if _identity(info) in self._leave_out:
             if self._on_left_out is not None:
                 self._on_left_out(rel_path)
-            return False
+            return
         if self._one_file_system and info.st_dev != self._device:
             yield Found(rel_path, name, level.fd, info)
-            return False
+            return
         try:
             fd = os.open(name, _OPEN_DIR, dir_fd=level.fd)
         except OSError as error:
@@ -179,26 +226,32 @@ class Walk:
             else:
                 self._on_problem(rel_path, f"cannot open the directory: {error.strerror}")
                 yield Found(rel_path, name, level.fd, info, listed=False)
-            return False
+            return
+        entered = None
         try:
-            names = self._list(fd, rel_path)
-            if names is not None:
-                info = os.fstat(fd)
-            yield Found(rel_path, name, level.fd, info, listed=names is not None, fd=fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        if names is None:
-            os.close(fd)
-            return False
-        scope = level.scope
-        if scope is not None:
-            reader = self._small_file_reader(fd, rel_path + b"/")
-            scope = scope.child(name, [child for child, _ in names], reader)
-        self._levels.append(_Level(rel_path + b"/", fd, _identity(info), iter(names), scope))
+            entered = self._enter_open(level, rel_path, name, fd)
+            if entered is None:
+                yield Found(rel_path, name, level.fd, info, listed=False, fd=fd)
+        finally:
+            if entered is None:
+                os.close(fd)
+        if entered is None:
+            return
+        self._levels.append(entered)
+        yield Found(rel_path, name, level.fd, entered.listing.own_stat(), fd=fd, listing=entered.listing)
         if len(self._levels) > MAX_OPEN_DIRS + 1:  # the root's stays open
             _close(self._levels[-1 - MAX_OPEN_DIRS])
-        return True
+
+    def _enter_open(self, level: _Level, rel_path: bytes, name: bytes, fd: int) -> _Level | None:
+        """What the walk is in once it is in the open directory *fd*; None where that cannot be listed."""
+        listing = self._list(fd, rel_path)
+        if listing is None:
+            return None
+        prefix, scope = rel_path + b"/", level.scope
+        if scope is not None and scope.depends_on_names:
+            scope = scope.child(name, listing.names(), self._small_file_reader(fd, prefix))
+        self._select(listing, scope, prefix)
+        return _Level(prefix, fd, _identity(listing.own_stat()), listing, scope)
 
     def _leave(self) -> None:
         """Go back from a directory that is done to the one that it lies in, and open that again if need be."""
@@ -222,9 +275,9 @@ class Walk:
                 level.fd = fd
                 return
             os.close(fd)
-        if next(level.names, None) is not None:
+        if level.next < len(level.listing):
             self._report_lost(level.prefix[:-1], f"was moved away while it was read: {reason}")
-        level.names = iter(())
+        level.next = len(level.listing)
 
     def _open_above(self, level: _Level, child_fd: int) -> int:
         return os.open(b"..", _OPEN_DIR, dir_fd=child_fd)
@@ -245,22 +298,25 @@ class Walk:
         if self._on_unlisted is not None:
             self._on_unlisted(rel_path)
 
-    def _list(self, fd: int, rel_path: bytes) -> list[tuple[bytes, os.stat_result]] | None:
-        """Names and stats of one directory, sorted by name; None when it cannot be read."""
-        found: list[tuple[bytes, os.stat_result]] = []
+    def _list(self, fd: int, rel_path: bytes) -> Listing | None:
+        """Names and stats of one directory; None when it cannot be read."""
         try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    try:
-                        found.append((name, entry.stat(follow_symlinks=False)))
-                    except FileNotFoundError:
-                        continue  # went between listing and stat: as if it had gone before
+            return list_directory(fd)
         except OSError as error:
             self._on_problem(rel_path, f"cannot list the directory: {error.strerror}")
             return None
-        found.sort(key=lambda pair: pair[0])
-        return found
+
+    def _select(self, listing: Listing, scope: DirScope | None, prefix: bytes) -> None:
+        """Drop from *listing* what is excluded."""
+        if scope is not None and scope.is_idle:
+            scope = None
+        if scope is None and self._keep is None:
+            return
+        wanted = bytearray(len(listing))
+        for number, name in enumerate(listing.names()):
+            is_excluded = scope is not None and scope.excludes(name, listing.is_dir(number))
+            wanted[number] = not is_excluded and (self._keep is None or self._keep(prefix + name))
+        listing.keep(wanted)
 
     def _small_file_reader(self, dir_fd: int, prefix: bytes) -> Callable[[bytes], bytes | None]:
         """A reader of small files in one directory, for exclusion rules that live in the tree.

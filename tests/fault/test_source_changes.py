@@ -28,7 +28,7 @@ import incremental_backups_tools
 from incremental_backups_tools import full_backup, incremental_backup, restore_backup, verify
 from incremental_backups_tools.chain.look import iter_entries, list_backups
 from incremental_backups_tools.cli import main
-from incremental_backups_tools.tree.reading import CHUNK_LEN, MAX_ATTEMPTS
+from incremental_backups_tools.tree.reading import AHEAD_FILE_LEN, CHUNK_LEN, MAX_ATTEMPTS
 
 OLD, NEW = b"the old content\n" * 500, b"the new content\n" * 500
 
@@ -157,6 +157,8 @@ def test_a_new_file_that_vanishes_is_no_part_of_the_backup(
     tmp_path: Path, source: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source / "new").write_bytes(NEW)
+    # Too long to be read ahead, so that the moment can be hit.
+    os.truncate(source / "new", AHEAD_FILE_LEN + 1)
     when_opened(monkeypatch, "new", (source / "new").unlink)
 
     report = full_backup(source, repository)

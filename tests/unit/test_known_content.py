@@ -151,7 +151,7 @@ def make_cache(root: Path, count: int) -> tuple[Cache, Path]:
         for number in range(count):
             writer.write(held(number))
         writer.close(IDENTITY)
-        keep_index(cache, file, writer.token, contents)
+        keep_index(cache, file, writer, IDENTITY, contents)
     return cache, Path(cache.fs_path, CONTENTS_NAME)
 
 

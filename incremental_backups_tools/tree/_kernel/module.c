@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include "create.h"
+#include "parts.h"
 
 /* The objects that one file's fields point into. */
 typedef struct {
@@ -107,6 +108,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, ibt_add_listing},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif

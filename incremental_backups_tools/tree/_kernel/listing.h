@@ -1,0 +1,62 @@
+/* The names of a directory with their stats, and whether cached lines say the same of them. Without Python.
+ * What the functions do, _listing_twin.py says in Python. */
+#ifndef IBT_LISTING_H
+#define IBT_LISTING_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+typedef struct {
+    char *name; /* its own memory, ended by NUL */
+    size_t name_len;
+    struct stat info;
+} ibt_name;
+
+typedef struct {
+    ibt_name *names;
+    size_t count, room;
+    struct stat own; /* of the directory, after its names were read */
+} ibt_listing;
+
+/* Fill a zeroed listing from an open directory, sorted by the bytes of the names. A name that goes between
+ * reading it and lstat is left out. Returns 0 or an errno; ibt_listing_free frees what was read in any case. */
+int ibt_listing_read(ibt_listing *listing, int fd);
+void ibt_listing_free(ibt_listing *listing);
+
+typedef struct {
+    size_t names;  /* how many names agree */
+    size_t end;    /* where the line after theirs begins */
+    size_t files;  /* regular files among them */
+    int64_t bytes; /* and their sizes */
+} ibt_agreement;
+
+/* Compare names from number *first* on with the lines from *offset* on, as long as each line, to its newline, is
+ * the entry of prefix + name and no field that a change would leave a mark on differs. Directories, sockets and
+ * names with several links do not agree with anything: they need a second look. */
+ibt_agreement ibt_listing_compare(const ibt_listing *listing, size_t first, const char *prefix, size_t prefix_len,
+                                  const uint8_t *lines, size_t lines_len, size_t offset);
+
+/* Whether *line*, without its newline, is the entry of *path* + *name* with what *info* says. */
+int ibt_line_agrees(const uint8_t *line, size_t len, const char *path, size_t path_len, const char *name,
+                    size_t name_len, const struct stat *info);
+
+typedef struct {
+    size_t number; /* in the listing */
+    struct stat info; /* of the opened file */
+    char *content; /* info.st_size bytes */
+} ibt_read_file;
+
+typedef struct {
+    size_t max_files, max_len; /* most files, and most bytes of each */
+    size_t max_total; /* no further file is begun once so many bytes were read */
+} ibt_read_limits;
+
+/* Read the files from number *first* on, up to the next directory, into *files*, which has room for max_files.
+ * What is anything but a plain small file at rest is left out, for somebody who looks at it closely: it is not
+ * there, no regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be read,
+ * or changed meanwhile. Returns how many were read; the caller frees each content. */
+size_t ibt_read_ahead(const ibt_listing *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
+                      ibt_read_file *files);
+
+#endif

@@ -1,0 +1,119 @@
+#define _GNU_SOURCE
+#include "listing.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+enum {
+    STAT_BLOCK_LEN = 512,
+    GRAIN = 4096, /* no shorter file is stored as one with holes */
+};
+
+static int
+has_attributes(int fd)
+{
+    ssize_t len = flistxattr(fd, NULL, 0);
+    if (len < 0)
+        /* What a file system says that has none. */
+        return errno != ENOTSUP && errno != ENODATA && errno != EPERM && errno != EACCES && errno != ENOSYS;
+    return len > 0;
+}
+
+static int
+has_flags(int fd)
+{
+    union {
+        long room;
+        int flags;
+    } got = {0}; /* declared with a long, the call fills an int */
+    if (ioctl(fd, FS_IOC_GETFLAGS, &got) != 0)
+        return errno != ENOTTY && errno != ENOTSUP && errno != EINVAL && errno != ENOSYS && errno != EPERM &&
+               errno != EACCES;
+    return (got.flags & (FS_APPEND_FL | FS_IMMUTABLE_FL | FS_NODUMP_FL)) != 0;
+}
+
+static int
+read_exactly(int fd, char *content, size_t len)
+{
+    while (len) {
+        ssize_t taken = read(fd, content, len);
+        if (taken < 0 && errno == EINTR)
+            continue;
+        if (taken <= 0)
+            return 0;
+        content += taken;
+        len -= (size_t)taken;
+    }
+    return 1;
+}
+
+static int
+is_same_time(struct timespec before, struct timespec after)
+{
+    return before.tv_sec == after.tv_sec && before.tv_nsec == after.tv_nsec;
+}
+
+static int
+is_same_state(const struct stat *before, const struct stat *after)
+{
+    return before->st_ino == after->st_ino && before->st_dev == after->st_dev && before->st_size == after->st_size &&
+           is_same_time(before->st_mtim, after->st_mtim) && is_same_time(before->st_ctim, after->st_ctim);
+}
+
+static int
+is_plain(const struct stat *info, size_t max_len)
+{
+    return S_ISREG(info->st_mode) && info->st_nlink == 1 && (uint64_t)info->st_size <= max_len &&
+           (info->st_size <= GRAIN || info->st_blocks >= (info->st_size + STAT_BLOCK_LEN - 1) / STAT_BLOCK_LEN);
+}
+
+static int
+read_open(int fd, size_t max_len, ibt_read_file *file)
+{
+    struct stat after;
+    if (fstat(fd, &file->info) != 0 || !is_plain(&file->info, max_len) || has_attributes(fd) || has_flags(fd))
+        return 0;
+    size_t len = (size_t)file->info.st_size;
+    file->content = malloc(len ? len : 1);
+    if (!file->content)
+        return 0;
+    if (read_exactly(fd, file->content, len) && fstat(fd, &after) == 0 && is_same_state(&file->info, &after))
+        return 1;
+    free(file->content);
+    return 0;
+}
+
+static int
+read_named(int dir_fd, const char *name, size_t max_len, ibt_read_file *file)
+{
+    /* O_NONBLOCK: opening a FIFO that took the file's place must not wait for a writer. */
+    int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    int is_read = read_open(fd, max_len, file);
+    close(fd);
+    return is_read;
+}
+
+size_t
+ibt_read_ahead(const ibt_listing *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
+               ibt_read_file *files)
+{
+    size_t count = 0, total = 0;
+    for (size_t i = first; i < listing->count && count < limits->max_files && total < limits->max_total; i++) {
+        const ibt_name *name = &listing->names[i];
+        if (S_ISDIR(name->info.st_mode))
+            break;
+        if (!is_plain(&name->info, limits->max_len) ||
+            !read_named(dir_fd, name->name, limits->max_len, &files[count]))
+            continue;
+        files[count].number = i;
+        total += (size_t)files[count++].info.st_size;
+    }
+    return count;
+}

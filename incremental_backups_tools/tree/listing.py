@@ -1,0 +1,101 @@
+"""The seam between the Python of this package and the C that lists directories.
+
+``Listing`` of ``_native`` is the C extension's, that of ``_listing_twin`` the same in Python; the same tests run
+both. A walk over a tree in which nothing changed is one ``lstat`` for each name, and Python takes several times
+as long to look at what it gave as the kernel takes to give it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, cast
+
+from incremental_backups_tools.tree import _listing_twin
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Listing(Protocol):
+    """The names in a directory, sorted as bytes, each with what ``lstat`` said of it.
+
+    Made from an open directory; raises ``OSError`` where that cannot be read. A name that goes between reading
+    it and ``lstat`` is left out.
+    """
+
+    def __len__(self) -> int: ...
+
+    def name(self, number: int, /) -> bytes:
+        """A name by its number."""
+
+    def stat(self, number: int, /) -> os.stat_result:
+        """What ``lstat`` said of it."""
+
+    def is_dir(self, number: int, /) -> bool:
+        """Whether it is a directory."""
+
+    def names(self) -> list[bytes]:
+        """All names."""
+
+    def own_stat(self) -> os.stat_result:
+        """Of the directory itself, after its names were read."""
+
+    def keep(self, wanted: Buffer, /) -> None:
+        """Drop the names for which *wanted*, a byte for each, has a zero."""
+
+    def compare(self, first: int, prefix: Buffer, lines: Buffer, offset: int, /) -> tuple[int, int, int, int]:
+        """Pass over the names from number *first* on that lines of a cached index say the same of.
+
+        They agree as long as each line from *offset* on, to its newline, is the entry of the next name, and
+        type, mode, owner, size, mtime, ctime and inode number are the same. A directory, a socket, a name with
+        several links and one that JSON writes with escapes end the run: they need a second look.
+
+        Args:
+            prefix: the directory's path with a slash; empty for the root.
+
+        Returns:
+            How many names agree, where the line after theirs begins, how many of them are regular files, and
+            the bytes of these.
+        """
+
+    def read_ahead(
+        self, first: int, dir_fd: int, max_files: int, max_len: int, max_total: int, /
+    ) -> list[tuple[int, os.stat_result, bytes]]:
+        """Read plain small files from number *first* on, up to the next directory.
+
+        Whatever is anything else is left out, for somebody who looks at it closely: it is gone, no regular file,
+        long, linked, sparse, has extended attributes or flags that are kept, cannot be read, or changed between
+        the look before and the one after reading.
+
+        Args:
+            max_files: most of them.
+            max_len: most bytes of one.
+            max_total: no other is begun once so many bytes were read.
+
+        Returns:
+            Number, stat as it was when it was opened, and content of each.
+        """
+
+    def agrees(self, path: Buffer, line: Buffer, /) -> bool:
+        """Whether *line*, without its newline, says so of the directory itself, whose path is *path*."""
+
+
+@cache
+def _find_native() -> type[Listing] | None:
+    try:
+        module = importlib.import_module("incremental_backups_tools.tree._native")
+    except ModuleNotFoundError:
+        return None
+    return cast("type[Listing]", module.Listing)
+
+
+def list_directory(fd: int) -> Listing:
+    """The names in the open directory *fd*.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    make = cast("type[_listing_twin.Listing]", _find_native() or _listing_twin.Listing)
+    return make(fd)
