@@ -15,6 +15,18 @@ settings.load_profile("untimed")
 
 pytest_plugins = ["support.servers"]
 
+# Somebody's own settings must not reach a test.
+_SETTINGS = (
+    "REPOSITORY",
+    "CONFIG",
+    "CACHE_DIR",
+    "IDENTITY",
+    "PASSPHRASE_FILE",
+    "RECIPIENTS_FILE",
+    "SIGN_KEY",
+    "VERIFY_KEY",
+)
+
 
 @pytest.fixture(autouse=True)
 def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +36,8 @@ def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-    monkeypatch.delenv("IBT_REPOSITORY", raising=False)
+    for name in _SETTINGS:
+        monkeypatch.delenv(f"IBT_{name}", raising=False)
 
 
 @pytest.fixture

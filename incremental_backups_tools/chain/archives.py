@@ -103,6 +103,7 @@ class Archives:
         if size is None:
             raise ChainError(f"{self._key}: no backup of this chain has a volume {file_name!r}")
         name = f"{self._key}/{file_name}"
+        size = self._store.content_size(name, size)
         return VolumeReader(
             functools.partial(self._store.read_range, name), size, name=name, cache=self._cache
         )

@@ -20,12 +20,19 @@ from blake3 import blake3
 
 from incremental_backups_tools._version import __version__
 from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.at_hand import (
+    can_read_newest,
+    chain_at_hand,
+    drop_outdated,
+    require_newest,
+)
 from incremental_backups_tools.chain.backup_options import BackupOptions
 from incremental_backups_tools.chain.content import ContentStorer
 from incremental_backups_tools.chain.draft import Draft
 from incremental_backups_tools.chain.history import History, RepositoryPlace, identities
 from incremental_backups_tools.chain.index_cache import IndexIdentity
 from incremental_backups_tools.chain.moved_files import MovedFiles
+from incremental_backups_tools.chain.newest import describe_rollback, remember_newest
 from incremental_backups_tools.chain.packing import Packer, PackingResult
 from incremental_backups_tools.chain.parent_index import ParentIndex, open_parent_index
 from incremental_backups_tools.chain.report import BackupReport, ReportFile
@@ -48,7 +55,7 @@ from incremental_backups_tools.chain.state import (
     SourceProblem,
     StateHeader,
 )
-from incremental_backups_tools.chain.volumes import VolumeSet
+from incremental_backups_tools.chain.volumes import VolumeSet, default_volume_size
 from incremental_backups_tools.exceptions import (
     BackupError,
     RepositoryNotFoundError,
@@ -58,16 +65,17 @@ from incremental_backups_tools.exceptions import (
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import (
     CONFIG_NAME,
+    KEY_NAME,
     RESTORE_SCRIPT_NAME,
-    ObjectName,
     Role,
     is_key,
     make_backup_id,
     parse_backup_id,
 )
 from incremental_backups_tools.repository.local import LocalStore
-from incremental_backups_tools.repository.locations import default_cache_root, default_repository
+from incremental_backups_tools.repository.locations import default_repository
 from incremental_backups_tools.repository.locks import KeyLock
+from incremental_backups_tools.repository.protection import NO_PROTECTION
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.tree.entry import bytes_of, printable, text_or_b64
 from incremental_backups_tools.tree.index import Problem
@@ -128,6 +136,7 @@ def _back_up(
     key = options.key if options.key is not None else key_of(source)
     with _full_disk_named(), ExitStack() as stack:
         repository = _open_target(place, options, stack)
+        repository.require_writable()
         lock = None
         if not options.dry_run:
             lock = KeyLock.acquire(
@@ -186,12 +195,15 @@ def _open_target(place: RepositoryPlace | None, options: BackupOptions, stack: E
     if isinstance(place, Repository):
         return place
     chosen = default_repository() if place is None else place
+    open_place = partial(
+        Repository.open, protection=options.protection or NO_PROTECTION, cache_root=options.cache_root
+    )
     if not options.dry_run:
-        return Repository.open(chosen, create=True)
+        return open_place(chosen, create=True)
     try:
-        return Repository.open(chosen)
+        return open_place(chosen)
     except RepositoryNotFoundError:
-        return Repository.open(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibt-")), create=True)
+        return open_place(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibt-")), create=True)
 
 
 class _Run:
@@ -210,7 +222,8 @@ class _Run:
         resume: bool = True,
     ) -> None:
         self._lock = lock
-        self._resume = resume and lock is not None
+        # What a killed run has encrypted cannot be compared with the source, not without an identity.
+        self._resume = resume and lock is not None and not repository.is_encrypted
         self._source = source
         self._fs_path = fs_path
         self._repository = repository
@@ -218,9 +231,10 @@ class _Run:
         self._options = options
         self._stack = stack
         self._start_ns = time.time_ns()
+        self._chain: list[StateHeader] = []
         self._history = History(repository, key)
         self._cache = Cache(
-            options.cache_root if options.cache_root is not None else default_cache_root(),
+            options.cache_root if options.cache_root is not None else repository.cache_root,
             repository.repository_id,
             key,
             on_problem=options.on_notice,
@@ -232,14 +246,27 @@ class _Run:
             self._store = LocalStore(scratch)
 
     def run(self, *, force_full: bool) -> BackupReport:
-        latest = self._history.latest()
+        for notice in (
+            describe_rollback(self._repository, self._history),
+            self._history.describe_lost_signing(),
+        ):
+            if notice is not None and self._options.on_notice is not None:
+                self._options.on_notice(notice)
+        newest = self._history.newest_point()
+        # A full stands on nothing; where it cannot be read, of which tree the newest backup is cannot be told.
+        if not force_full or can_read_newest(self._repository, self._history):
+            require_newest(self._repository, self._history)
+            self._stand_on(self._history.latest(), force_full=force_full)
+        self._choose_id(newest[0] if newest is not None else None)
+        return self._make()
+
+    def _stand_on(self, latest: StateHeader | None, *, force_full: bool) -> None:
         if latest is not None and self._options.key is None:
             self._check_identity(latest)
-        self._chain = [] if force_full or latest is None else self._history.chain_to(latest.id)
-        if self._chain and self._is_old(self._chain[0]):
-            self._chain = []
-        self._choose_id(latest.id if latest is not None else None)
-        return self._make()
+        if latest is not None and not force_full:
+            self._chain = chain_at_hand(self._repository, self._history, latest.id)
+            if self._is_old(self._chain[0]):
+                self._chain = []
 
     def _is_old(self, full: StateHeader) -> bool:
         """Whether it is time for another full."""
@@ -284,17 +311,25 @@ class _Run:
         files += [self._report_file(file) for file in archives]
         # A process that was stopped for minutes may have lost its lock: then another's backup goes first.
         confirm = self._lock.confirm if self._lock is not None else None
-        files.append(self._report_file(draft.put_state(header, confirm=confirm)))
+        signer = self._repository.protection.signer
+        files += map(self._report_file, draft.put_state(header, confirm=confirm, signer=signer))
         if not self._options.dry_run:
             draft.keep_index(self._cache)
+            self._tidy_cache(header)
         return self._report(header, result, files)
+
+    def _tidy_cache(self, header: StateHeader) -> None:
+        remember_newest(self._cache, self._repository, self._key, (header.id, header.generation))
+        if self._repository.is_encrypted:
+            history = History(self._repository, self._key)
+            drop_outdated(self._repository, history, [*self._chain, header])
 
     def _pack(
         self, pool: ThreadPoolExecutor, draft: Draft, parent: ParentIndex | None
     ) -> tuple[PackingResult, list[ArchiveFile], int]:
-        whole = self._volumes(draft.whole_role, pool, self._used)
-        updated = self._volumes(Role.UPDATED, pool) if self._chain else None
-        sigvault = self._volumes(Role.SIGVAULT, pool)
+        whole = self._volumes(draft, draft.whole_role, pool, self._used)
+        updated = self._volumes(draft, Role.UPDATED, pool) if self._chain else None
+        sigvault = self._volumes(draft, Role.SIGVAULT, pool)
         archives = Archives(self._repository.store, self._key, self._chain) if self._chain else None
         moved = MovedFiles(parent.file, self._fs_path) if parent is not None else None
         if moved is not None:
@@ -330,7 +365,7 @@ class _Run:
 
     def _own_directories(self) -> set[tuple[int, int]]:
         """The repository and the cache, should they lie in the source: a backup of them would never end."""
-        store = self._repository.store
+        store = self._repository.base
         places = [self._cache.fs_path] + ([store.url] if isinstance(store, LocalStore) else [])
         found = set()
         for place in places:
@@ -355,11 +390,13 @@ class _Run:
                 f"mounted? Nothing was backed up; allow it with max_deleted (--max-deleted 100%)"
             )
 
-    def _volumes(self, role: Role, pool: ThreadPoolExecutor, used: UsedVolumes | None = None) -> VolumeSet:
+    def _volumes(
+        self, draft: Draft, role: Role, pool: ThreadPoolExecutor, used: UsedVolumes | None = None
+    ) -> VolumeSet:
         volumes = VolumeSet(
             self._store,
-            ObjectName(self._key, self._id, role, volume=self._next_numbers.get(role, 0)),
-            volume_size=self._options.volume_size,
+            draft.name(role, self._next_numbers.get(role, 0)),
+            volume_size=self._options.volume_size or default_volume_size(self._repository.store),
             level=self._options.level,
             pool=pool,
             used=used,
@@ -385,17 +422,16 @@ class _Run:
     # --- publishing --------------------------------------------------------------------------------------
 
     def _opening_files(self) -> list[ReportFile]:
-        """``ibt.json`` and ``RESTORE.sh``, where this is the repository's first backup."""
+        """``ibt.json``, its key and ``RESTORE.sh``, where this is the repository's first backup."""
         if self._options.dry_run:
             return []
         data = restore_script()
         files = []
         if self._repository.put_once(RESTORE_SCRIPT_NAME, data):
-            config = self._store.read(CONFIG_NAME)
-            for name, role, content in (
-                (CONFIG_NAME, "config", config),
-                (RESTORE_SCRIPT_NAME, "script", data),
-            ):
+            contents = [(CONFIG_NAME, "config", self._store.read(CONFIG_NAME))]
+            if self._repository.protection.passphrase is not None:
+                contents.append((KEY_NAME, "key", self._store.read(KEY_NAME)))
+            for name, role, content in (*contents, (RESTORE_SCRIPT_NAME, "script", data)):
                 digest = blake3(content).hexdigest()
                 files.append(ReportFile(name, len(content), role, digest, self._local_path(name)))
         return files
@@ -451,7 +487,7 @@ class _Run:
         return ReportFile(path, file.size, file.role, file.digest, self._local_path(path))
 
     def _local_path(self, name: str) -> str | None:
-        store = self._repository.store
+        store = self._repository.base
         return os.path.join(store.url, name) if isinstance(store, LocalStore) else None
 
 

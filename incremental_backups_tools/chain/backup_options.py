@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
+from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
 from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.exclusion import ExclusionRules
 
 DEFAULT_LEVEL: Final = 3
@@ -25,7 +26,8 @@ class BackupOptions:
         key: the name under which the tree is kept; None is the directory's own name.
         rules: what is left out; None is what a ``.exclude`` file in the source names.
         one_file_system: do not enter other file systems.
-        volume_size: bytes of uncompressed tar after which a new volume is begun.
+        volume_size: bytes of uncompressed tar after which a new volume is begun; None is 1 GiB, and 256 MiB where
+            volumes are encrypted.
         level: zstd's compression level.
         threads: how many compress; None is one for each processor.
         tags: kept with the backup.
@@ -35,6 +37,8 @@ class BackupOptions:
         max_deleted: the share of entries, from 0 to 1, by which a tree may shrink since its newest backup. One
             that shrinks more is most likely not mounted: nothing is published. 1 allows everything.
         full_every: begin a new chain when the full of the newest one is that old or older.
+        protection: the keys of this run: whom to encrypt to, what to sign with. None are those of a repository
+            that is given open, else none.
         on_progress: called with each path and its size in bytes as it is done.
         on_notice: called with a sentence that is worth a word: a lock taken over, a cache not writable.
     """
@@ -42,7 +46,7 @@ class BackupOptions:
     key: str | None = None
     rules: ExclusionRules | None = None
     one_file_system: bool = False
-    volume_size: int = DEFAULT_VOLUME_SIZE
+    volume_size: int | None = None
     level: int = DEFAULT_LEVEL
     threads: int | None = None
     tags: Sequence[str] = ()
@@ -51,11 +55,12 @@ class BackupOptions:
     dry_run: bool = False
     max_deleted: float = DEFAULT_MAX_DELETED
     full_every: timedelta | None = None
+    protection: Protection | None = None
     on_progress: Callable[[bytes, int], None] | None = None
     on_notice: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.volume_size < MIN_VOLUME_SIZE:
+        if self.volume_size is not None and self.volume_size < MIN_VOLUME_SIZE:
             raise ValueError(f"a volume has at least {MIN_VOLUME_SIZE} bytes, not {self.volume_size}")
         if not -7 <= self.level <= 22:
             raise ValueError(f"zstd's levels are -7 to 22, not {self.level}")

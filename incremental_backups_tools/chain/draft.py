@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import BinaryIO, Final, cast
 
+import msgspec
 from blake3 import blake3
 
 from incremental_backups_tools.chain.history import identities
@@ -21,6 +22,7 @@ from incremental_backups_tools.chain.recording import Recorder
 from incremental_backups_tools.chain.replay import ReplayList
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.resume import ResumeConflictError
+from incremental_backups_tools.chain.signatures import put_signature
 from incremental_backups_tools.chain.state import (
     FULL,
     INCREMENTAL,
@@ -31,7 +33,8 @@ from incremental_backups_tools.chain.state import (
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import ObjectName, Role
-from incremental_backups_tools.repository.store import Store
+from incremental_backups_tools.repository.signing import Signer
+from incremental_backups_tools.repository.store import ObjectInfo, Store
 from incremental_backups_tools.tree.entry import IndexDigest
 from incremental_backups_tools.tree.records import RecordReader, RecordWriter
 
@@ -111,7 +114,8 @@ class Draft:
 
     def name(self, role: Role, volume: int | None = None) -> ObjectName:
         """The name of one of its files."""
-        return ObjectName(self.key, self.backup_id, role, self.generation, volume)
+        encrypted = self._store.is_encrypted and role.is_ever_encrypted
+        return ObjectName(self.key, self.backup_id, role, self.generation, volume, encrypted)
 
     def known_content(self, parent: ParentIndex | None) -> KnownContent:
         """Looks up what *parent* has and what was recorded so far; to be called before anything is."""
@@ -155,24 +159,32 @@ class Draft:
         *,
         confirm: Callable[[], None] | None,
         prove: Callable[[BinaryIO], None] | None = None,
-    ) -> ArchiveFile:
-        """Publish the state, which makes it a backup.
+        signer: Signer | None = None,
+    ) -> list[ArchiveFile]:
+        """Publish the state, which makes it a backup; return it, last, and its signature.
 
         Args:
             confirm: called at the last moment; raises if somebody else may have gone first.
             prove: called with the finished file before; raises if it is not what it must be.
+            signer: signs the state; None leaves it unsigned.
         """
+        assert self._identity is not None  # finished
         name = self.name(Role.STATE)
+        files = []
         self._lines_file.seek(0)
+        if signer is not None:
+            header = msgspec.structs.replace(header, repository=self._identity.repository_id)
         with self._store.spool(name.path) as spool:
             write_state(spool.file, header, iter(RecordReader(self._lines_file, what="state being written")))
             file = describe(spool.file, name.file_name, str(Role.STATE))
             if prove is not None:
                 prove(spool.file)
+            if signer is not None:
+                files.append(put_signature(self._store, name, spool.file, signer))
             if confirm is not None:
                 confirm()
-            spool.publish()
-        return file
+            files.append(_as_stored(file, spool.publish()))
+        return files
 
     def keep_index(self, cache: Cache) -> None:
         """Put the resolved index into the cache, for the next backup."""
@@ -185,13 +197,18 @@ class Draft:
             self._replay.write(spool.file)
             file = describe(spool.file, name.file_name, str(Role.REPLAY))
             try:
-                spool.publish()
+                file = _as_stored(file, spool.publish())
             except ObjectExistsError:
                 # The killed run that this one goes on with was past this point: the list must be the same.
                 with self._store.open(name.path) as stored:
                     if describe(stored, file.name, file.role) != file:
                         raise ResumeConflictError("the metadata changed since it was stored") from None
         return file
+
+
+def _as_stored(file: ArchiveFile, stored: ObjectInfo) -> ArchiveFile:
+    """*file* with size and digest as it lies."""
+    return ArchiveFile(file.name, file.role, stored.size, stored.digest or file.digest)
 
 
 def describe(file: BinaryIO, name: str, role: str) -> ArchiveFile:

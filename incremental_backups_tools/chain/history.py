@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 from incremental_backups_tools.chain.resolve import ChainState, check_chain
+from incremental_backups_tools.chain.signatures import open_verified
 from incremental_backups_tools.chain.state import (
     HEADER_READ_LEN,
     StateHeader,
@@ -15,14 +17,20 @@ from incremental_backups_tools.chain.state import (
     StateReader,
     header_of_start,
 )
-from incremental_backups_tools.exceptions import ChainError, StateFormatError
+from incremental_backups_tools.exceptions import ChainError, IntegrityError, StateFormatError
+from incremental_backups_tools.repository.encryption import SUFFIX
 from incremental_backups_tools.repository.layout import Role, validate_key
 from incremental_backups_tools.repository.locations import default_repository
+from incremental_backups_tools.repository.protection import NO_PROTECTION, Protection
 from incremental_backups_tools.repository.repository import Repository, select_backups
 from incremental_backups_tools.tree.records import MAX_HEADER_LEN
 
 # A chain that goes in a circle is refused by its ids, which must fall; this bounds hostile length.
 MAX_CHAIN_LEN: Final = 100_000
+
+# Resolving reads all states of a chain side by side. Small ones are held, so that a chain may be longer than a
+# process may have files open.
+_HELD_STATE_LEN: Final = 64 << 10
 
 # What a caller names a repository by.
 RepositoryPlace = str | os.PathLike[str] | Repository
@@ -42,11 +50,14 @@ class History:
         self.key = key
         objects = repository.objects(key)
         forgotten = {stored.name.backup_id for stored in objects if stored.name.role is Role.FORGOTTEN}
-        self._backups = {stored.name.backup_id: stored.name for stored in select_backups(objects)}
+        stored_states = select_backups(objects)
+        self._backups = {stored.name.backup_id: stored.name for stored in stored_states}
+        self._sizes = {stored.name.backup_id: stored.size for stored in stored_states}
         self.stored_ids: list[str] = sorted(self._backups)
         self.backup_ids: list[str] = [
             backup_id for backup_id in self.stored_ids if backup_id not in forgotten
         ]
+        self._is_signed = any(stored.name.role is Role.STATE_SIGNATURE for stored in objects)
         self._headers: dict[str, StateHeader] = {}
 
     def header(self, backup_id: str) -> StateHeader:
@@ -68,6 +79,21 @@ class History:
     def stored_headers(self) -> list[StateHeader]:
         """The headers of all backups, also of those that were forgotten, oldest first."""
         return [self.header(backup_id) for backup_id in self.stored_ids]
+
+    def newest_point(self) -> tuple[str, int] | None:
+        """Id and generation of the newest point in time; None where there is none."""
+        if not self.backup_ids:
+            return None
+        return self.backup_ids[-1], self._backups[self.backup_ids[-1]].generation
+
+    def describe_lost_signing(self) -> str | None:
+        """A sentence where states are signed, and what this run writes will not be; None where all is as it was."""
+        if not self._is_signed or self._repository.protection.signer is not None:
+            return None
+        return (
+            f"{self.key}: its states are signed, and what is written now will not be (--sign-key): whoever asks "
+            "for signatures will refuse it"
+        )
 
     def latest(self) -> StateHeader | None:
         """The newest point in time; None where there is none."""
@@ -102,7 +128,7 @@ class History:
     def lines(self, backup_id: str) -> Iterator[StateLine]:
         """Every line of one state. Iterating to the end proves the state whole."""
         name = self.state_name(backup_id)
-        with self._repository.store.open(name) as file:
+        with self._open(backup_id) as file:
             reader = StateReader(file, what=name)
             self._check_identity(reader.header, backup_id, name)
             yield from reader
@@ -113,8 +139,25 @@ class History:
             raise ChainError(f"{self.key}: there is no backup {backup_id}")
         return self._backups[backup_id].path
 
+    def _open(self, backup_id: str) -> BinaryIO:
+        """A state as a file; where signatures are asked for, one that was checked."""
+        name = self._backups[backup_id]
+        verifier = self._repository.protection.verifier
+        if verifier is not None:
+            return open_verified(self._repository.store, name, verifier)
+        stored_size = self._sizes[backup_id]
+        if stored_size <= _HELD_STATE_LEN:
+            return io.BytesIO(self._repository.store.read(name.path))
+        return self._repository.store.open(name.path)
+
     def _read_header(self, backup_id: str) -> StateHeader:
         name = self.state_name(backup_id)
+        if self._repository.protection.verifier is not None:
+            # The whole of it is signed, so the whole of it is read.
+            with self._open(backup_id) as file:
+                header = StateReader(file, what=name).header
+            self._check_identity(header, backup_id, name)
+            return header
         store = self._repository.store
         size = store.size(name)
         length = HEADER_READ_LEN
@@ -137,6 +180,16 @@ class History:
             raise StateFormatError(
                 f"{name}: holds the state of {header.key}@{header.id}, generation {header.generation}"
             )
+        if any(file.name.endswith(SUFFIX) != self._repository.is_encrypted for file in header.files):
+            raise StateFormatError(f"{name}: names files of the other kind, encrypted or not, than it may")
+        own_id = self._repository.repository_id
+        if self._repository.protection.verifier is not None and header.repository != own_id:
+            raise IntegrityError(
+                f"{name}: was signed for another repository",
+                path=name,
+                expected=own_id,
+                actual=header.repository or None,
+            )
 
 
 def identities(chain: Iterable[StateHeader]) -> list[tuple[str, int]]:
@@ -144,15 +197,25 @@ def identities(chain: Iterable[StateHeader]) -> list[tuple[str, int]]:
     return [(header.id, header.generation) for header in chain]
 
 
-def open_repository(place: RepositoryPlace | None) -> Repository:
+def open_repository(
+    place: RepositoryPlace | None,
+    *,
+    protection: Protection = NO_PROTECTION,
+    cache_root: str | os.PathLike[str] | None = None,
+) -> Repository:
     """The repository at *place*, for reading.
+
+    Args:
+        protection: the keys of this run; an open repository has its own.
 
     Raises:
         RepositoryNotFoundError: there is none.
     """
     if isinstance(place, Repository):
         return place
-    return Repository.open(default_repository() if place is None else place)
+    return Repository.open(
+        default_repository() if place is None else place, protection=protection, cache_root=cache_root
+    )
 
 
 def open_history(repository: Repository, key: str) -> History:

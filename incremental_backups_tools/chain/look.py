@@ -19,7 +19,7 @@ from incremental_backups_tools.chain.history import (
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.when import select_backup
-from incremental_backups_tools.exceptions import BackupError, ChainError, SourceError
+from incremental_backups_tools.exceptions import BackupError, ChainError, DecryptionError, SourceError
 from incremental_backups_tools.repository.layout import is_key
 from incremental_backups_tools.tree.diff import DELETED, classify, merge_join
 from incremental_backups_tools.tree.entry import FILE, Entry
@@ -73,11 +73,13 @@ def list_backups(repository: RepositoryPlace | None = None, key: str | None = No
     Raises:
         RepositoryNotFoundError: there is no repository.
         ChainError: *key* has no backup.
+        DecryptionError: none of them can be read here, for want of an identity.
         RepositoryError: the repository cannot be listed.
     """
     target = open_repository(repository)
     found = [open_history(target, key)] if key is not None else [History(target, k) for k in target.keys()]
     listing = Listing({history.key: history for history in found if history.backup_ids}, [], [], {})
+    refusal: DecryptionError | None = None
     for history in found:
         if not history.stored_ids:
             listing.stateless[history.key] = len(target.objects(history.key))
@@ -85,7 +87,11 @@ def list_backups(repository: RepositoryPlace | None = None, key: str | None = No
             try:
                 listing.headers.append(history.header(backup_id))
             except BackupError as error:
+                if isinstance(error, DecryptionError):
+                    refusal = refusal or error
                 listing.damaged.append(DamagedBackup(history.key, backup_id, str(error)))
+    if refusal is not None and not listing.headers:
+        raise refusal
     listing.headers.sort(key=lambda header: (header.id, header.key))
     listing.damaged.sort(key=lambda damaged: (damaged.id, damaged.key))
     return listing

@@ -30,7 +30,6 @@ from incremental_backups_tools.chain.when import select_backup
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import ObjectName, Role
-from incremental_backups_tools.repository.locations import default_cache_root
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.repository import Repository
 
@@ -183,7 +182,7 @@ class Rewriter:
         self._dry_run = dry_run
         self._stack = ExitStack()
         self._cache = Cache(
-            cache_root if cache_root is not None else default_cache_root(),
+            cache_root if cache_root is not None else repository.cache_root,
             repository.repository_id,
             key,
             on_problem=options.on_notice,
@@ -192,6 +191,9 @@ class Rewriter:
         self._lock: KeyLock | None = None
 
     def __enter__(self) -> Rewriter:
+        self._repository.require_identity(self._operation)
+        if not self._dry_run:
+            self._repository.require_writable()
         # Whether there is such a key, before a lock is written for it.
         open_history(self._repository, self._key)
         with ExitStack() as stack:
@@ -207,6 +209,9 @@ class Rewriter:
                 )
                 self._repository.clean_temporaries(self._key)
             self.history = open_history(self._repository, self._key)
+            unsigned = self.history.describe_lost_signing()
+            if unsigned is not None and self._options.on_notice is not None:
+                self._options.on_notice(unsigned)
             # The newest chain as the cached index knows it.
             latest = self.history.latest()
             self._cached_chain = self.history.chain_to(latest.id) if latest is not None else []

@@ -50,8 +50,9 @@ def find_leftover(objects: Sequence[StoredObject], *, after: str | None, role: R
     """The newest run without a state that is newer than the backup *after* and has volumes of *role*."""
     names = [stored.name for stored in objects]
     # What has a state is a backup. What was forgotten is being pruned: a marker that is still there would take the
-    # new backup off the list.
-    taken = {name.backup_id for name in names if name.role in (Role.STATE, Role.FORGOTTEN)}
+    # new backup off the list. One with a signature alone died at the last moment: that is of another state.
+    roles = (Role.STATE, Role.STATE_SIGNATURE, Role.FORGOTTEN)
+    taken = {name.backup_id for name in names if name.role in roles}
     killed = {
         name.backup_id
         for name in names

@@ -53,7 +53,7 @@ from incremental_backups_tools.chain.state import (
     StateLine,
     StateReader,
 )
-from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE
+from incremental_backups_tools.chain.volumes import default_volume_size
 from incremental_backups_tools.delta import Signature
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
 from incremental_backups_tools.repository.layout import Role
@@ -70,7 +70,7 @@ _PIECE_LEN: Final = 1 << 20
 class RewriteOptions:
     """How volumes are written again; as in :class:`BackupOptions`."""
 
-    volume_size: int = DEFAULT_VOLUME_SIZE
+    volume_size: int | None = None
     level: int = DEFAULT_LEVEL
     threads: int | None = None
     on_progress: Callable[[bytes, int], None] | None = None
@@ -149,7 +149,7 @@ class _Rewriting:
             self._draft.name(role, 0),
             sources=sources,
             archives=self._archives,
-            volume_size=self._options.volume_size,
+            volume_size=self._options.volume_size or default_volume_size(self._repository.store),
             level=self._options.level,
             pool=self._pool,
         )
@@ -172,7 +172,8 @@ class _Rewriting:
         archives = self._draft.finish(self._repository.repository_id, archives)
         header = self._header(archives)
         self._read_back(header)
-        self._draft.put_state(header, confirm=confirm, prove=self._prove_state)
+        signer = self._repository.protection.signer
+        self._draft.put_state(header, confirm=confirm, prove=self._prove_state, signer=signer)
         return header
 
     def _header(self, archives: list[ArchiveFile]) -> StateHeader:
@@ -363,7 +364,7 @@ class _Rewriting:
         """
         store = self._repository.store
         for file in header.files:
-            with store.open(f"{header.key}/{file.name}") as stored:
+            with self._repository.base.open(f"{header.key}/{file.name}") as stored:
                 found = describe(stored, file.name, file.role)
             if found != file:
                 raise IntegrityError(

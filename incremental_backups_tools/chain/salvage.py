@@ -323,7 +323,9 @@ class _Salvage:
 
     def _open_volume(self, name: ObjectName, size: int) -> VolumeReader | None:
         try:
-            return VolumeReader(partial(self._repository.store.read_range, name.path), size, name=name.path)
+            store = self._repository.store
+            size = store.content_size(name.path, size)
+            return VolumeReader(partial(store.read_range, name.path), size, name=name.path)
         except BackupError as error:
             self._note(b"", LOST, name.backup_id, f"{name.path}: cannot be read: {error}")
             return None

@@ -109,6 +109,7 @@ class StateHeader(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     problem_count: int = 0
     problems: list[SourceProblem] = []
     tool: str = ""
+    repository: str = ""  # the repository's id, where the state is signed: for that one alone
 
 
 @dataclass(frozen=True, slots=True)

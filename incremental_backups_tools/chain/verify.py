@@ -22,11 +22,13 @@ from incremental_backups_tools.chain.history import (
 )
 from incremental_backups_tools.chain.in_order import InOrder
 from incremental_backups_tools.chain.look import point_header
+from incremental_backups_tools.chain.newest import describe_rollback
 from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve_versions
 from incremental_backups_tools.chain.script import restore_script
 from incremental_backups_tools.chain.state import ArchiveFile, StateHeader
 from incremental_backups_tools.exceptions import BackupError, ObjectNotFoundError
+from incremental_backups_tools.repository.encryption import AgeStore
 from incremental_backups_tools.repository.layout import RESTORE_SCRIPT_NAME, Role
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.tree.entry import FILE, printable
@@ -125,6 +127,7 @@ def verify(
         ):
             check = _Verification(target, history, share, report, work, on_progress)
             check.check_points(history.stored_ids)
+            check.check_newest()
             check.note_unnamed()
     return report
 
@@ -211,8 +214,19 @@ class _Verification:
             header = self._history.header(backup_id)
         except BackupError:
             return  # told of by whoever asked for its chain
+        self._check_stored_state(backup_id)
         for file in header.files:
             self._check_archive(file)
+
+    def _check_stored_state(self, backup_id: str) -> None:
+        """Where states are read from this machine's copies, whether the store still has what they are copies of."""
+        store = self._repository.store
+        if isinstance(store, AgeStore):
+            name = self._history.state_name(backup_id)
+            try:
+                store.compare_with_copy(name)
+            except BackupError as error:
+                self._fault(name, error)
 
     def _check_archive(self, file: ArchiveFile) -> None:
         name = f"{self._history.key}/{file.name}"
@@ -236,7 +250,7 @@ class _Verification:
         hasher = blake3()
         size = 0
         try:
-            with self._repository.store.open(name) as stream:
+            with self._repository.base.open(name) as stream:
                 while not self._work.stop.is_set() and (chunk := stream.read(_CHUNK_LEN)):
                     hasher.update(chunk)
                     size += len(chunk)
@@ -309,6 +323,12 @@ class _Verification:
             self._progress(path, resolved.entry.size)
             if digest != resolved.content_digest:
                 self._fault(what, "its content is not the one that its digest promises")
+
+    def check_newest(self) -> None:
+        """Whether the newest backup that this machine has seen is there."""
+        rollback = describe_rollback(self._repository, self._history)
+        if rollback is not None:
+            self._fault(self._history.key, rollback)
 
     def note_unnamed(self) -> None:
         """Files that look like a backup's and that no state names: of a run that was killed, most likely."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from incremental_backups_tools.archive.carrier import Carrier
@@ -20,7 +21,14 @@ from incremental_backups_tools.repository.store import Spool, Store
 from incremental_backups_tools.tree.entry import Location
 
 DEFAULT_VOLUME_SIZE: Final = 1 << 30
+# A volume that is to be encrypted lies in a temporary file first.
+ENCRYPTED_VOLUME_SIZE: Final = 256 << 20
 MIN_VOLUME_SIZE: Final = 1 << 20
+
+
+def default_volume_size(store: Store) -> int:
+    """What volumes are cut by where nobody says it."""
+    return ENCRYPTED_VOLUME_SIZE if store.is_encrypted else DEFAULT_VOLUME_SIZE
 
 
 class VolumeSet:
@@ -176,13 +184,7 @@ class VolumeSet:
             if tar_len + length > self._volume_size:
                 self._publish()
         if self._writer is None:
-            name = ObjectName(
-                self._name.key,
-                self._name.backup_id,
-                self._name.role,
-                self._name.generation,
-                next(self._numbers),
-            )
+            name = replace(self._name, volume=next(self._numbers))
             self._open_name = name.file_name
             self._spool = self._stack.enter_context(self._store.spool(name.path))
             self._writer = VolumeWriter(
@@ -204,6 +206,7 @@ class VolumeSet:
         assert self._spool is not None and self._writer is not None  # there are members
         self._end_carrying()
         info = self._writer.finish()
-        self._spool.publish()
-        self._files.append(ArchiveFile(self._open_name, str(self._name.role), info.size, info.digest.hex()))
+        stored = self._spool.publish()
+        digest = stored.digest or info.digest.hex()
+        self._files.append(ArchiveFile(self._open_name, str(self._name.role), stored.size, digest))
         self.close()

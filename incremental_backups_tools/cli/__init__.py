@@ -32,6 +32,7 @@ _CLI = "incremental_backups_tools.cli"
 _BACKUPS = "Back up and restore"
 _LOOKING = "Look at backups"
 _KEEPING = "Thin them out"
+_KEYS = "Keys and cache"
 _DELTAS = "Single files, as rdiff"
 
 _COMMANDS = (
@@ -47,6 +48,8 @@ _COMMANDS = (
     LazyCommand("prune", f"{_CLI}.prune", _KEEPING, "Forget points in time, and free what they alone need."),
     LazyCommand("merge", f"{_CLI}.merge", _KEEPING, "Replace a run of increments by one."),
     LazyCommand("rebase", f"{_CLI}.merge", _KEEPING, "Turn a point in time into a full backup."),
+    LazyCommand("key", f"{_CLI}.key", _KEYS, "Say whom files are encrypted to."),
+    LazyCommand("cache", f"{_CLI}.cache", _KEYS, "Look at the local cache, or remove parts of it."),
     LazyCommand("signature", f"{_CLI}.rdiff", _DELTAS, "Make a file's signature."),
     LazyCommand("delta", f"{_CLI}.rdiff", _DELTAS, "Make a delta from a signature and a new file."),
     LazyCommand("patch", f"{_CLI}.rdiff", _DELTAS, "Apply a delta to a file."),
@@ -67,6 +70,8 @@ Environment:
   IBT_REPOSITORY          the repository, where -r is not given
   IBT_CONFIG              the configuration file, in place of the user's
   IBT_CACHE_DIR           the directory of the local cache
+  IBT_IDENTITY, IBT_PASSPHRASE_FILE, IBT_RECIPIENTS_FILE, IBT_SIGN_KEY, IBT_VERIFY_KEY
+                          as the options of those names
   IBT_DEBUG               show where an error came from
 
 \b

@@ -12,9 +12,10 @@ import click
 
 from incremental_backups_tools.chain.backup import full_backup, incremental_backup, key_of
 from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
+from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
-from incremental_backups_tools.chain.volumes import DEFAULT_VOLUME_SIZE, MIN_VOLUME_SIZE
+from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
 from incremental_backups_tools.chain.when import parse_age
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.keeping import keep_options, policy_of
@@ -28,10 +29,18 @@ from incremental_backups_tools.cli.options import (
 )
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.protection import (
+    asks_for_passphrase,
+    open_chosen,
+    read_protection,
+    writing_options,
+)
 from incremental_backups_tools.cli.prune import rewrite_options, show_pruning
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
 from incremental_backups_tools.cli.writing import cache_option, wait_option
+from incremental_backups_tools.exceptions import DecryptionError, RepositoryNotFoundError
 from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.exclusion import ExclusionRules, split_pattern_lines
 from incremental_backups_tools.tree.source import walk_source
 
@@ -52,8 +61,8 @@ def _age(context: click.Context, parameter: click.Parameter, value: str | None) 
         raise click.BadParameter(str(error), context, parameter) from None
 
 
-def _volume_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
-    return DEFAULT_VOLUME_SIZE if value is None else size_of(value, minimum=MIN_VOLUME_SIZE)
+def _volume_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else size_of(value, minimum=MIN_VOLUME_SIZE)
 
 
 def _check_tags(
@@ -105,7 +114,7 @@ def _check_tags(
     "--volume-size",
     metavar="SIZE",
     callback=_volume_size,
-    help="Begin a new archive file after so much data: 256M, 1GiB.  [default: 1GiB]",
+    help="Begin a new archive file after so much data: 256M, 1GiB.  [default: 1GiB, 256MiB where encrypted]",
 )
 @click.option(
     "--level",
@@ -141,6 +150,7 @@ def _check_tags(
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and write nothing.")
 @keep_options
+@writing_options
 @common_options
 @click.pass_obj
 def backup(
@@ -155,7 +165,7 @@ def backup(
     exclude_caches: bool,
     gitignore: bool,
     one_file_system: bool,
-    volume_size: int,
+    volume_size: int | None,
     level: int,
     tags: tuple[str, ...],
     wait_seconds: float,
@@ -178,6 +188,7 @@ def backup(
     policy = policy_of(keep)
     _check_source(source, key)
     rules = _exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
+    protection = read_protection(confirm_passphrase=asks_for_passphrase() and not _is_there(settings))
     warn_of_slow_kernel()
 
     def iter_sizes() -> Iterator[int]:
@@ -187,6 +198,8 @@ def backup(
         for found in walk:
             yield found.stat.st_size if stat.S_ISREG(found.stat.st_mode) else 0
 
+    if not (policy.is_empty or dry_run):
+        _require_identity_for_pruning(settings, protection)
     run = full_backup if full else incremental_backup
     with show_progress(settings, "Backing up", iter_sizes) as on_progress:
         report = run(
@@ -200,6 +213,7 @@ def backup(
             threads=settings.threads,
             tags=tags,
             cache_root=cache_root or None,
+            protection=protection,
             wait_seconds=wait_seconds,
             max_deleted=max_deleted,
             full_every=full_every,
@@ -211,7 +225,7 @@ def backup(
     if not (policy.is_empty or report.problems or dry_run):
         pruned = prune_backups(
             report.backup_key,
-            repository=settings.repository_place,
+            repository=open_chosen(settings, cache_root),
             policy=policy,
             max_unused=max_unused,
             wait_seconds=wait_seconds,
@@ -223,6 +237,26 @@ def backup(
 
 
 commands = [backup]
+
+
+def _require_identity_for_pruning(settings: Settings, protection: Protection) -> None:
+    """Backing up needs none; that the pruning after it does is said before either."""
+    if protection.identities or protection.passphrase is not None:
+        return
+    try:
+        open_repository(settings.repository_place).require_identity("pruning")
+    except RepositoryNotFoundError:
+        if protection.wants_encryption:
+            raise DecryptionError("pruning what is encrypted needs an identity (--identity)") from None
+
+
+def _is_there(settings: Settings) -> bool:
+    """Whether there is a repository, so that a passphrase is one that it knows."""
+    try:
+        open_repository(settings.repository_place)
+    except RepositoryNotFoundError:
+        return False
+    return True
 
 
 def _check_source(source: str, key: str | None) -> None:

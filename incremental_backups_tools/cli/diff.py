@@ -29,13 +29,13 @@ from incremental_backups_tools.chain.content_diff import (
     compare_contents,
     iter_point,
 )
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.look import Difference, compare, iter_directory, iter_entries
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line, say, write_output, write_raw
 from incremental_backups_tools.cli.patch_text import content_record, iter_patch, shown_on_terminal
 from incremental_backups_tools.cli.points import Point, find_point
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text, entry_record, time_text
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.tree.diff import CREATED, DELETED, METADATA, UPDATED
@@ -69,6 +69,7 @@ class _Sides:
 @click.option(
     "--content", is_flag=True, help="Show how texts differ: a patch for 'git apply' or 'patch -p1'."
 )
+@reading_options
 @common_options
 @click.pass_obj
 def diff(settings: Settings, old: str, new: str, content: bool) -> ExitStatus:
@@ -90,7 +91,7 @@ def diff(settings: Settings, old: str, new: str, content: bool) -> ExitStatus:
 
     What cannot be read is named and not compared; the exit status is 3 then.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     before = find_point(repository, old)
     after = None if _names_directory(new) else find_point(repository, new)
     sides = _Sides(repository, before, after, new)

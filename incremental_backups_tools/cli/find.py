@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from incremental_backups_tools.chain.history import History, open_history, open_repository
+from incremental_backups_tools.chain.history import History, open_history
 from incremental_backups_tools.chain.lineage import carrying_headers
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line, say
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import entry_record, long_line
 from incremental_backups_tools.tree.diff import DELETED
 from incremental_backups_tools.tree.entry import Entry, sort_key
@@ -27,6 +28,7 @@ Matcher = Callable[[bytes], bool]
 @click.command("find", cls=IbtCommand)
 @click.argument("pattern", metavar="PATTERN")
 @click.argument("key", metavar="[KEY]", required=False)
+@reading_options
 @common_options
 @click.pass_obj
 def find(settings: Settings, pattern: str, key: str | None) -> ExitStatus:
@@ -35,7 +37,7 @@ def find(settings: Settings, pattern: str, key: str | None) -> ExitStatus:
     PATTERN is a glob: 'report-*.odt' matches names wherever they lie; with a slash, 'docs/**/*.odt', it matches
     whole paths, and ** stands for any number of directories.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     matches = compile_pattern(pattern)
     keys = repository.keys() if key is None else [open_history(repository, key).key]
     hits = (hit for known in keys for hit in _iter_hits(History(repository, known), matches))

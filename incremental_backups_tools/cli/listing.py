@@ -22,12 +22,14 @@ from typing import Any, Final
 import click
 import msgspec
 
+from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import DamagedBackup, Listing, list_backups
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.unique import unique_sizes
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import is_terminal, one_line, print_document, print_line, say
+from incremental_backups_tools.cli.protection import open_chosen, reading_options, tell_of_rollback
 from incremental_backups_tools.cli.rendering import count_text, size_text, time_text, utc_text
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.repository.layout import parse_backup_id
@@ -43,6 +45,7 @@ _Unique = dict[tuple[str, str], int]
 @click.command("list", cls=IbtCommand)
 @click.argument("key", metavar="[KEY]", required=False)
 @click.option("--unique", is_flag=True, help="Also the bytes that would be freed if this backup alone went.")
+@reading_options
 @common_options
 @click.pass_obj
 def list_command(settings: Settings, key: str | None, unique: bool) -> ExitStatus:
@@ -54,7 +57,11 @@ def list_command(settings: Settings, key: str | None, unique: bool) -> ExitStatu
 
     A backup whose state cannot be read is listed as damaged, and the exit status is 1.
     """
-    listing = list_backups(settings.repository_place, key)
+    repository = open_chosen(settings)
+    listing = list_backups(repository, key)
+    stateless = [History(repository, known) for known in listing.stateless]
+    for history in (*listing.histories.values(), *stateless):
+        tell_of_rollback(repository, history)
     faults = [
         _fault(f"{damaged.key}@{damaged.id}", damaged.message, key=damaged.key, id=damaged.id)
         for damaged in listing.damaged

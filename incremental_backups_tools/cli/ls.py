@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import click
 
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.selection import Selection
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line
 from incremental_backups_tools.cli.points import find_point
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import entry_record, long_line
 
 
 @click.command("ls", cls=IbtCommand)
 @click.argument("point", metavar="[KEY[@WHEN]]", required=False)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
+@reading_options
 @common_options
 @click.pass_obj
 def ls(settings: Settings, point: str | None, paths: tuple[str, ...]) -> ExitStatus:
@@ -25,7 +26,7 @@ def ls(settings: Settings, point: str | None, paths: tuple[str, ...]) -> ExitSta
     The backup is KEY@WHEN, KEY for its newest, or @WHEN or 'latest' where the repository has one key. A PATH is
     relative to the backup's root and may be a pattern: * and ? within one name, ** across directories.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     found = find_point(repository, point)
     selection = Selection(paths)
     entries = (

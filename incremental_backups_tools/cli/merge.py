@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import click
 
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.look import only_key
 from incremental_backups_tools.chain.merge import RewriteReport, merge_backups, rebase_backup
 from incremental_backups_tools.cli.errors import ExitStatus
@@ -15,6 +14,7 @@ from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.points import split_key
+from incremental_backups_tools.cli.protection import open_chosen, writing_options
 from incremental_backups_tools.cli.rendering import count_text, size_text
 from incremental_backups_tools.cli.writing import cache_option, wait_option
 
@@ -24,6 +24,7 @@ from incremental_backups_tools.cli.writing import cache_option, wait_option
 @click.argument("last", metavar="KEY@LAST")
 @wait_option
 @cache_option
+@writing_options
 @common_options
 @click.pass_obj
 def merge(
@@ -34,7 +35,7 @@ def merge(
     The points in time before LAST are forgotten; LAST keeps its name, and later backups stand on it as before.
     'ibt prune' deletes what is replaced.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings, cache_root)
     first_key, first_when = split_key(repository, first)
     last_key, last_when = split_key(repository, last)
     key = first_key or last_key or only_key(repository)
@@ -62,6 +63,7 @@ def merge(
 @click.argument("point", metavar="[KEY[@WHEN]]", required=False)
 @wait_option
 @cache_option
+@writing_options
 @common_options
 @click.pass_obj
 def rebase(settings: Settings, point: str | None, wait_seconds: float, cache_root: str | None) -> ExitStatus:
@@ -70,7 +72,7 @@ def rebase(settings: Settings, point: str | None, wait_seconds: float, cache_roo
     The source is not needed. Later increments stand on the new full; 'ibt prune' deletes what nothing needs any
     more.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings, cache_root)
     key, when = split_key(repository, point or "")
     warn_of_slow_kernel()
     with _when_as_usage():

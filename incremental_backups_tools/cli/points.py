@@ -10,6 +10,7 @@ from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import only_key, point_header, split_point
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.when import LATEST
+from incremental_backups_tools.cli.protection import tell_of_rollback
 from incremental_backups_tools.repository.repository import Repository
 
 
@@ -38,6 +39,7 @@ def find_point(repository: Repository, text: str | None) -> Point:
         history, header = point_header(repository, key if key is not None else only_key(repository), when)
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
+    tell_of_rollback(repository, history)
     return Point(history, header)
 
 

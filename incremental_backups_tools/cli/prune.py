@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.look import only_key
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.rewrite import RewriteOptions
@@ -15,6 +14,7 @@ from incremental_backups_tools.cli.keeping import keep_options, policy_of
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.protection import open_chosen, writing_options
 from incremental_backups_tools.cli.rendering import count_text, size_text, time_text
 from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.repository.layout import parse_backup_id
@@ -26,6 +26,7 @@ from incremental_backups_tools.repository.layout import parse_backup_id
 @wait_option
 @cache_option
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@writing_options
 @common_options
 @click.pass_obj
 def prune(
@@ -48,7 +49,7 @@ def prune(
     is made out of the chain, as soon as that frees a share of their bytes: see --max-unused.
     """
     policy = policy_of(keep)
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings, cache_root)
     warn_of_slow_kernel()
     report = prune_backups(
         key if key is not None else only_key(repository),

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import click
 
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
 from incremental_backups_tools.chain.selection import Selection
@@ -18,6 +17,7 @@ from incremental_backups_tools.cli.options import IbtCommand, Settings, common_o
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.points import find_point
 from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
 
 
@@ -50,6 +50,7 @@ from incremental_backups_tools.cli.rendering import count_text, duration_text, s
     "replaced with it.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
+@reading_options
 @common_options
 @click.pass_obj
 def restore(
@@ -73,7 +74,7 @@ def restore(
     the others are restored, and the exit status is 3.
     """
     _check_destination(dest)
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     found = find_point(repository, point)
     key, backup_id = found.header.key, found.header.id
     warn_of_slow_kernel()

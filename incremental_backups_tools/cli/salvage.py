@@ -7,12 +7,12 @@ import os
 
 import click
 
-from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.salvage import SalvageReport, salvage
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text
 from incremental_backups_tools.durable import atomic_write
 from incremental_backups_tools.tree.entry import printable
@@ -23,6 +23,7 @@ REPORT_NAME = "salvage-report"
 @click.command("salvage", cls=IbtCommand)
 @click.argument("dest", metavar="DEST")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
+@reading_options
 @common_options
 @click.pass_obj
 def salvage_command(settings: Settings, dest: str, keys: tuple[str, ...]) -> ExitStatus:
@@ -34,7 +35,7 @@ def salvage_command(settings: Settings, dest: str, keys: tuple[str, ...]) -> Exi
     """
     if not dest:
         raise click.UsageError("DEST is empty", click.get_current_context())
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     warn_of_slow_kernel()
     report = salvage(dest, repository=repository, keys=list(keys) or None)
     _write_report(report, dest)

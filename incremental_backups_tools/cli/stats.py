@@ -31,10 +31,11 @@ from incremental_backups_tools.chain.cost import (
     key_totals,
     path_cost,
 )
-from incremental_backups_tools.chain.history import History, open_history, open_repository
+from incremental_backups_tools.chain.history import History, open_history
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import one_line, print_document, print_line, say
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text, size_text, time_text
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.repository.layout import parse_backup_id
@@ -63,6 +64,7 @@ _HEADINGS: Final = ("STORED", "WHOLE", "DELTAS", "SIGNATURES", "VERSIONS", "CHAN
     show_default=True,
     help="Show so many of the costliest paths and of those that change most.",
 )
+@reading_options
 @common_options
 @click.pass_obj
 def stats(settings: Settings, key: str | None, path: str | None, top: int) -> ExitStatus:
@@ -76,7 +78,7 @@ def stats(settings: Settings, key: str | None, path: str | None, top: int) -> Ex
 
     Where a state cannot be read the other keys are shown, and the exit status is 1.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     histories = _histories(repository, key)
     totals: list[KeyTotals] = []
     faults: list[dict[str, str]] = []

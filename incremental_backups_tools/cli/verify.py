@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from incremental_backups_tools.chain.history import History, open_history, open_repository
+from incremental_backups_tools.chain.history import History, open_history
 from incremental_backups_tools.chain.verify import VerifyReport, verify
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
@@ -14,6 +14,7 @@ from incremental_backups_tools.cli.options import IbtCommand, Settings, common_o
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.points import find_point, split_key
 from incremental_backups_tools.cli.progress import show_progress
+from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text, size_text
 from incremental_backups_tools.repository.repository import Repository
 
@@ -28,6 +29,7 @@ from incremental_backups_tools.repository.repository import Repository
     callback=share_option,
     help="As --read-data, of a share of the files chosen at random: 5%.",
 )
+@reading_options
 @common_options
 @click.pass_obj
 def verify_command(settings: Settings, point: str | None, read_data: bool, share: float | None) -> ExitStatus:
@@ -37,7 +39,7 @@ def verify_command(settings: Settings, point: str | None, read_data: bool, share
     every archive file is read and compared with its size and digest. Each fault is named, and the exit
     status is 1 if there is any.
     """
-    repository = open_repository(settings.repository_place)
+    repository = open_chosen(settings)
     key, backup_id = _chosen(repository, point)
     read_data |= share is not None
     if read_data:

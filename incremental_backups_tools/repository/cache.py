@@ -13,10 +13,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from incremental_backups_tools import durable
-from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.exceptions import RepositoryError
+from incremental_backups_tools.repository.layout import is_key, validate_key
 
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
@@ -74,8 +76,11 @@ class Cache:
         return os.fdopen(descriptor, "rb")
 
     @contextmanager
-    def replace(self, name: str) -> Iterator[BinaryIO]:
+    def replace(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
         """Write a file that takes the place of an older one when the block ends, whole.
+
+        Args:
+            durable: synchronise it; without that a power cut may leave it empty.
 
         Yields a file that can be written and told its position, not read. Where the cache cannot be written,
         what is written is dropped; where the block raises, the older file stays.
@@ -87,7 +92,7 @@ class Cache:
             try:
                 yield cast(BinaryIO, writer)
                 writer.flush()
-                sink.publish()
+                sink.publish(durable=durable)
             finally:
                 sink.discard()
 
@@ -108,6 +113,23 @@ class Cache:
                 os.unlink(self._path(name))
         except OSError as error:
             self._tell("clean", error)
+
+    def remove_all(self) -> None:
+        """Remove every file, and the directory if nothing else is in it.
+
+        Raises:
+            RepositoryError: something could not be removed.
+        """
+        try:
+            with suppress(FileNotFoundError):
+                for entry in os.listdir(self.fs_path):
+                    if _NAME.fullmatch(entry) or durable.is_temporary_name(entry):
+                        os.unlink(os.path.join(self.fs_path, entry))
+                os.rmdir(self.fs_path)
+        except OSError as error:
+            raise RepositoryError(f"cannot remove the cache {self.fs_path}: {error.strerror}") from error
+        with suppress(OSError):  # other keys' are there
+            os.rmdir(os.path.dirname(self.fs_path))
 
     def clean_temporaries(self) -> None:
         """Remove what killed processes left unfinished."""
@@ -148,6 +170,44 @@ class Cache:
             self._on_problem(f"cannot {action} the cache {self.fs_path}: {error.strerror or error}")
 
 
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What is cached of one key of one repository, in bytes."""
+
+    repository_id: str
+    key: str
+    size: int
+
+
+def list_caches(root: str | os.PathLike[str]) -> list[CacheInfo]:
+    """List all caches below *root*, sorted.
+
+    Raises:
+        RepositoryError: a directory cannot be read.
+    """
+    found = []
+    try:
+        for repository_id in _directories(os.fspath(root)):
+            if not _REPOSITORY_ID.fullmatch(repository_id):
+                continue
+            for key in _directories(os.path.join(root, repository_id)):
+                if is_key(key):
+                    with os.scandir(os.path.join(root, repository_id, key)) as entries:
+                        size = sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+                    found.append(CacheInfo(repository_id, key, size))
+    except OSError as error:
+        raise RepositoryError(f"cannot read the cache {os.fspath(root)}: {error.strerror}") from error
+    return found
+
+
+def _directories(fs_path: str) -> list[str]:
+    try:
+        with os.scandir(fs_path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
 class _Sink(io.RawIOBase):
     """Writes to a pending file, or nowhere from the first failure on."""
 
@@ -172,10 +232,10 @@ class _Sink(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
-    def publish(self) -> None:
+    def publish(self, *, durable: bool) -> None:
         if self._pending is not None:
             try:
-                self._pending.publish(exclusive=False)
+                self._pending.publish(exclusive=False, durable=durable)
             except OSError as error:
                 self._give_up(error)
 

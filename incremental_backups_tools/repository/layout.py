@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 CONFIG_NAME = "ibt.json"
+KEY_NAME = "ibt.key.age"
 RESTORE_SCRIPT_NAME = "RESTORE.sh"
 LOCKS_DIRECTORY = "locks"
 
@@ -21,7 +22,9 @@ LOCKS_DIRECTORY = "locks"
 KEY_LENGTH_MAX = 128
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+")
-_RESERVED_KEYS = frozenset({".", "..", LOCKS_DIRECTORY, CONFIG_NAME.lower(), RESTORE_SCRIPT_NAME.lower()})
+_RESERVED_KEYS = frozenset(
+    {".", "..", LOCKS_DIRECTORY, CONFIG_NAME.lower(), KEY_NAME.lower(), RESTORE_SCRIPT_NAME.lower()}
+)
 
 # What a file is called while it is written: listings leave such names out.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
@@ -60,6 +63,11 @@ class Role(StrEnum):
     def has_volumes(self) -> bool:
         """Whether files of this role are numbered."""
         return self in _VOLUME_ROLES
+
+    @property
+    def is_ever_encrypted(self) -> bool:
+        """Whether files of this role are encrypted where the repository is."""
+        return self not in _NEVER_ENCRYPTED
 
 
 _VOLUME_ROLES = frozenset({Role.FULL, Role.CREATED, Role.UPDATED, Role.SIGVAULT})

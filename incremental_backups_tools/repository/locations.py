@@ -14,6 +14,11 @@ def default_repository() -> str:
     return os.path.join(platformdirs.user_data_dir(APPLICATION, appauthor=False), "repository")
 
 
+def default_config_root() -> str:
+    """The user's configuration directory for this program."""
+    return platformdirs.user_config_dir(APPLICATION, appauthor=False)
+
+
 def default_cache_root() -> str:
     """The user's cache directory for this program. It may be deleted at any time."""
     return platformdirs.user_cache_dir(APPLICATION, appauthor=False)

@@ -3,6 +3,8 @@
 ``ibt.json`` is written once, when the repository is made::
 
     {"format": "ibt-repository", "version": 1, "id": "<128 random bits, hexadecimal>", "encryption": "none"}
+
+Whether it is encrypted is said there for good: no run writes files of the other kind beside those that are there.
 """
 
 from __future__ import annotations
@@ -10,21 +12,27 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import msgspec
 
 from incremental_backups_tools.exceptions import (
+    DecryptionError,
     FormatError,
+    IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
     RepositoryError,
     RepositoryNotFoundError,
     UnsupportedVersionError,
 )
+from incremental_backups_tools.repository.cache import Cache
+from incremental_backups_tools.repository.copies import LocalCopies
+from incremental_backups_tools.repository.encryption import AgeStore
+from incremental_backups_tools.repository.identities import load_recipient
 from incremental_backups_tools.repository.layout import (
     CONFIG_NAME,
     LOCKS_DIRECTORY,
@@ -35,11 +43,15 @@ from incremental_backups_tools.repository.layout import (
     validate_key,
 )
 from incremental_backups_tools.repository.local import LocalStore
+from incremental_backups_tools.repository.locations import default_cache_root
+from incremental_backups_tools.repository.own_key import with_own_key
+from incremental_backups_tools.repository.protection import NO_PROTECTION, Protection
 from incremental_backups_tools.repository.store import Store
 
 FORMAT = "ibt-repository"
 VERSION = 1
 ENCRYPTION_NONE = "none"
+ENCRYPTION_AGE = "age"
 
 _CONFIG_SIZE_MAX = 64 * 1024
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -79,16 +91,40 @@ class Repository:
     """Backups in a store.
 
     Attributes:
-        store: where the objects lie.
+        store: reads and writes the objects, decrypted and encrypted where the repository is.
+        base: the objects as they lie; *store* itself where nothing is encrypted.
         repository_id: 32 hexadecimal digits; tells this repository from every other.
-        encryption: ``none``.
+        encryption: ``none`` or ``age``.
+        protection: the keys of this run.
+        cache_root: the directory of the local cache.
     """
 
-    def __init__(self, store: Store, config: RepositoryConfig) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: RepositoryConfig,
+        *,
+        protection: Protection = NO_PROTECTION,
+        cache_root: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Take a store whose ``ibt.json`` was read; callers want :meth:`open`."""
-        self.store = store
+        self.store = self.base = store
         self.repository_id = config.id
         self.encryption = config.encryption
+        self.protection = protection
+        self.cache_root = cache_root if cache_root is not None else default_cache_root()
+        if self.is_encrypted:
+            self.store = AgeStore(
+                store,
+                recipients=protection.recipients,
+                identities=protection.identities,
+                copies=LocalCopies(config.id, self.cache),
+            )
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the backups' files are encrypted."""
+        return self.encryption == ENCRYPTION_AGE
 
     @classmethod
     def open(
@@ -97,41 +133,119 @@ class Repository:
         *,
         create: bool = False,
         storage_options: Mapping[str, object] | None = None,
+        protection: Protection = NO_PROTECTION,
+        cache_root: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a repository.
 
         Args:
             url_or_store: a directory, an fsspec URL, or a store.
-            create: make one where there is nothing yet.
+            create: make one where there is nothing yet, encrypted if *protection* has recipients or a passphrase.
             storage_options: for the filesystem of a URL.
+            protection: the keys of this run.
+            cache_root: the directory of the local cache; None is the user's.
 
         Raises:
             RepositoryNotFoundError: there is none, and *create* is false.
             RepositoryError: something else lies there, or the store failed.
             FormatError: ``ibt.json`` is damaged.
-            UnsupportedVersionError: it was made by a newer major version, or is encrypted.
+            UnsupportedVersionError: it was made by a newer major version, or is encrypted in an unknown way.
+            DecryptionError: the passphrase is wrong.
         """
         store = url_or_store
         if not isinstance(store, Store):
             store = _open_store(store, storage_options)
         config = read_config(store)
+        if not protection.wants_encryption and protection.recipients_of is not None:
+            # Of a plain repository as well: one that was encrypted once must not be taken for one.
+            kept = protection.recipients_of(config.id if config is not None else None, store.url)
+            protection = replace(protection, recipients=kept)
         if config is None and create:
-            config = _create_config(store)
+            config = _create_config(store, ENCRYPTION_AGE if protection.wants_encryption else ENCRYPTION_NONE)
         if config is None:
             raise RepositoryNotFoundError(f"there is no repository at {store.url} (no {CONFIG_NAME})")
-        return cls(store, config)
+        if config.encryption == ENCRYPTION_AGE:
+            protection = with_own_key(store, protection, create=create)
+        return cls(store, config, protection=protection, cache_root=cache_root)
+
+    def cache(self, key: str, *, on_problem: Callable[[str], None] | None = None) -> Cache:
+        """The local cache of a key; see :class:`Cache`."""
+        return Cache(self.cache_root, self.repository_id, key, on_problem=on_problem)
+
+    def without_identities(self) -> Repository:
+        """The same as a machine sees it that only backs up."""
+        config = RepositoryConfig(
+            format=FORMAT, version=VERSION, id=self.repository_id, encryption=self.encryption
+        )
+        protection = replace(self.protection, identities=(), passphrase=None)
+        return Repository(self.base, config, protection=protection, cache_root=self.cache_root)
+
+    def require_writable(self) -> None:
+        """Make sure that what this run would write is of the repository's kind: encrypted or not, for good.
+
+        Raises:
+            RepositoryError: it is not.
+            FormatError: a recipient is none.
+        """
+        if self.is_encrypted and not self.protection.recipients:
+            raise RepositoryError(
+                f"{self.base.url} is encrypted, and nothing says to whom: name recipients (--recipient); nothing "
+                "was written"
+            )
+        if not self.is_encrypted and self.protection.wants_encryption:
+            raise RepositoryError(
+                f"{self.base.url} is not encrypted and never will be: begin another repository with these "
+                "recipients; nothing was written"
+            )
+        for recipient in self.protection.recipients:
+            load_recipient(recipient)
+
+    def require_identity(self, operation: str) -> None:
+        """Make sure that what is stored can be read, for an *operation* that must.
+
+        Raises:
+            DecryptionError: there is no identity.
+        """
+        if self.is_encrypted and not self.protection.identities:
+            raise DecryptionError(f"{self.base.url} is encrypted: {operation} needs an identity (--identity)")
+
+    def check_identities(self) -> None:
+        """Make sure that the identities open the newest or the oldest backup of some key, if there is any.
+
+        Raises:
+            DecryptionError: they open none of them.
+        """
+        if not isinstance(self.store, AgeStore) or not self.protection.identities:
+            return
+        refusal: DecryptionError | None = None
+        for key in self.keys():
+            states = self.backups(key)
+            for stored in states[-1:] + states[:1]:
+                try:
+                    self.store.check_identities(stored.name.path)
+                except DecryptionError as error:
+                    refusal = error
+                except (FormatError, IntegrityError, ObjectNotFoundError):
+                    continue  # damaged or gone: whoever reads it tells of it
+                else:
+                    return
+        if refusal is not None:
+            raise refusal
 
     def keys(self) -> list[str]:
         """List the keys, sorted; one whose first backup was never finished is among them."""
         return [name for name in self.store.list_directories() if is_key(name)]
 
     def objects(self, key: str) -> list[StoredObject]:
-        """List the files of all backups of a key, sorted by name. Other files are left out."""
+        """List the files of all backups of a key, sorted by name. Other files are left out.
+
+        So are plain ones in an encrypted repository: whoever can write to the store could have put them there.
+        """
         validate_key(key)
         objects = []
         for info in self.store.list_objects(f"{key}/"):
             name = parse_object_name(key, info.name.removeprefix(f"{key}/"))
-            if name is not None:
+            if name is not None and name.encrypted == (self.is_encrypted and name.role.is_ever_encrypted):
                 objects.append(StoredObject(name, info.size))
         return objects
 
@@ -201,9 +315,10 @@ def parse_config(data: bytes, *, where: str) -> RepositoryConfig:
         raise FormatError(f"{what} is damaged or not of this program: {error}") from error
     if config.version < 1 or not _ID.fullmatch(config.id):
         raise FormatError(f"{what} is damaged: version {config.version}, id {config.id!r}")
-    if config.encryption != ENCRYPTION_NONE:
+    if config.encryption not in (ENCRYPTION_NONE, ENCRYPTION_AGE):
         raise UnsupportedVersionError(
-            f"{what} says encryption {config.encryption!r}, this program reads {ENCRYPTION_NONE!r} only"
+            f"{what} says encryption {config.encryption!r}, this program knows {ENCRYPTION_NONE!r} and "
+            f"{ENCRYPTION_AGE!r}"
         )
     return config
 
@@ -231,10 +346,10 @@ def read_config(store: Store) -> RepositoryConfig | None:
     return None
 
 
-def _create_config(store: Store) -> RepositoryConfig:
+def _create_config(store: Store, encryption: str) -> RepositoryConfig:
     _require_empty(store)
     store.make_root()
-    config = RepositoryConfig(format=FORMAT, version=VERSION, id=secrets.token_hex(16))
+    config = RepositoryConfig(format=FORMAT, version=VERSION, id=secrets.token_hex(16), encryption=encryption)
     # Where another process was faster, its repository is this one. Read back in any case: of two who wrote at
     # once, both go on with the one that stayed.
     with suppress(ObjectExistsError):

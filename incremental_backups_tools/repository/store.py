@@ -32,10 +32,16 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a listing: its whole name in the store, and its size in bytes."""
+    """One object of a listing: its whole name in the store, and its size in bytes.
+
+    Attributes:
+        digest: BLAKE3 of the object as it lies, hexadecimal, from a spool that stores other bytes than it was
+            given.
+    """
 
     name: str
     size: int
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +106,11 @@ class Store(ABC):
 
     Attributes:
         url: where it is, for people: without passwords.
+        is_encrypted: backups' files have names in ``.age``, and their bytes are encrypted where they lie.
     """
 
     url: str
+    is_encrypted: bool = False
 
     @property
     @abstractmethod
@@ -191,6 +199,14 @@ class Store(ABC):
         Raises:
             ObjectNotFoundError: one of them is not there.
         """
+
+    def content_size(self, name: str, stored_size: int) -> int:
+        """Return how many bytes can be read of an object that has *stored_size* bytes as it lies.
+
+        Raises:
+            ObjectNotFoundError: it is not there; not every store looks.
+        """
+        return stored_size
 
     def read(self, name: str, *, max_size: int | None = None) -> bytes:
         """Return a whole object.

@@ -14,12 +14,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from blake3 import blake3
+from support.keys import AgeKey, make_age_key, make_ssh_key, signer_of
 from support.trees import EDITS, assert_same_tree, build_nasty_tree, edit, fingerprint
 
 from incremental_backups_tools.chain.backup import full_backup, incremental_backup
 from incremental_backups_tools.chain.replay import ReplayList
 from incremental_backups_tools.chain.state import ArchiveFile, StateHeader, parse_header, write_state
+from incremental_backups_tools.repository.identities import parse_recipient
 from incremental_backups_tools.repository.layout import make_backup_id
+from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry
 from incremental_backups_tools.tree.records import RecordReader
 
@@ -678,6 +681,44 @@ def test_a_missing_tool_is_named(name: str, small_history: History, machine: Mac
     done = machine.run(small_history.repository / "RESTORE.sh", "source", "dest")
 
     assert (done.returncode, done.stderr) == (1, f"RESTORE.sh: {name}: not installed\n")
+
+
+# --- Encrypted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["age", "ssh"])
+def test_every_point_of_an_encrypted_repository_comes_back(kind: str, place: Path, machine: Machine) -> None:
+    key = make_age_key(place) if kind == "age" else AgeKey(make_ssh_key(place, "ssh"), "")
+    recipient = key.recipient or parse_recipient(Path(f"{key.file}.pub").read_text())
+    history = History(place)
+    protection = Protection(recipients=(recipient,), signer=signer_of(make_ssh_key(place, "signing")))
+    for name in ("changed", "gone", "renamed"):
+        (history.source / name).write_bytes(os.urandom(2_000_000))
+    history.back_up(protection=protection, volume_size=1 << 20)
+    write_in_place(history.source / "changed", 5000, b"other")
+    (history.source / "gone").unlink()
+    (history.source / "renamed").rename(history.source / "new name")
+    history.back_up(protection=protection)
+    write_in_place(history.source / "changed", 50, b"again")
+    history.back_up(protection=protection)
+    for number, (backup_id, expected) in enumerate(history.points):
+        dest = place / f"restored-{number}"
+        script = history.repository / "RESTORE.sh"
+        done = machine.run(script, "-i", key.file, f"source@{backup_id}", dest)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert_same_tree(promised(expected), promised(fingerprint(dest)))
+
+
+def test_an_encrypted_repository_needs_its_key(place: Path, machine: Machine) -> None:
+    key, other = make_age_key(place), make_age_key(place, "other")
+    history = History(place)
+    (history.source / "file").write_text("secret")
+    history.back_up(protection=key.writing)
+    script = history.repository / "RESTORE.sh"
+    done = machine.run(script, "source", place / "restored")
+    assert (done.returncode, "name the file with the age key by -i" in done.stderr) == (1, True)
+    done = machine.run(script, "-i", other.file, "source", place / "restored")
+    assert (done.returncode, "not encrypted to this key" in done.stderr) == (1, True)
 
 
 # --- Damage -------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Ran:
 
 def command_environment(**extra: str) -> dict[str, str]:
     """The test's own environment, its directories among it, and nothing of whoever runs the tests."""
-    kept = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "IBT_REPOSITORY", "PATH")
+    kept = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "IBT_REPOSITORY", "PATH")
     own = {name: os.environ[name] for name in kept if name in os.environ}
     return {**own, "PYTHONPATH": PACKAGE_PARENT, "TZ": "UTC", "LC_ALL": "C.UTF-8", **extra}
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from support.command import PACKAGE_PARENT, PROGRAM, Ran, command_environment, content_of
 from support.trees import assert_same_tree, fingerprint
@@ -206,7 +207,12 @@ class Scene:
         options = ("--volume-size", str(VOLUME_SIZE), "--cache-dir", self.cache, "--threads", "2")
         return Command(("backup", *options, "-r", self.repository, self.source), self.repository)
 
-    def copy(self, top: Path) -> Scene:
+    @property
+    def place(self) -> Path | Repository:
+        """What the library is given to read the repository."""
+        return self.repository
+
+    def copy(self, top: Path) -> Self:
         """The same with a repository and a cache of its own below *top*; of the source there is one."""
         top.mkdir(exist_ok=True)
         scene = replace(self, repository=top / "repository", cache=top / "cache")
@@ -226,7 +232,8 @@ class Scene:
     def backup_ids(self) -> list[str]:
         """The backups that the repository has."""
         try:
-            repository = Repository.open(self.repository)
+            place = self.place
+            repository = place if isinstance(place, Repository) else Repository.open(place)
         except RepositoryNotFoundError:
             return []
         return [stored.name.backup_id for stored in repository.backups(KEY)]
@@ -243,11 +250,11 @@ class Scene:
         assert not added or added[0] > max(self.points, default=""), added
         points = {**self.points, **dict.fromkeys(added, self.now)}
         if ids:
-            report = verify(self.repository, read_data=True)
+            report = verify(self.place, read_data=True)
             assert not report.faults, report.faults
         for backup_id, expected in points.items():
             dest = scratch / backup_id
-            restored = restore_backup(KEY, dest, at=backup_id, repository=self.repository, durable=False)
+            restored = restore_backup(KEY, dest, at=backup_id, repository=self.place, durable=False)
             assert not restored.problems, restored.problems
             assert_same_tree(expected, dest)
             shutil.rmtree(dest)

@@ -127,7 +127,7 @@ def test_a_repository_that_another_process_makes_meanwhile_is_opened(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "change", [{"version": 2}, {"version": 99, "id": 5, "encryption": None}, {"encryption": "age"}]
+    "change", [{"version": 2}, {"version": 99, "id": 5, "encryption": None}, {"encryption": "rot13"}]
 )
 def test_newer_versions_and_unknown_encryption_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "ibt.json").write_text(json.dumps({**GOOD_CONFIG, **change}))
