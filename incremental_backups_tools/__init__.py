@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
     from incremental_backups_tools.chain.prune import prune_backups
     from incremental_backups_tools.chain.restore import restore_backup
-    from incremental_backups_tools.chain.retention import KeepPolicy
-    from incremental_backups_tools.chain.rotation import RotationPolicy
     from incremental_backups_tools.chain.verify import verify
+    from incremental_backups_tools.points.retention import KeepPolicy
+    from incremental_backups_tools.points.rotation import RotationPolicy
     from incremental_backups_tools.tree.diff import DiffIndex
     from incremental_backups_tools.tree.directory import Dir, File, filehash
     from incremental_backups_tools.tree.dirstate import DirState, compute_diff
@@ -41,8 +41,8 @@ _HOME_OF = {
     "DirIndex": "tree.index",
     "DirState": "tree.dirstate",
     "File": "tree.directory",
-    "KeepPolicy": "chain.retention",
-    "RotationPolicy": "chain.rotation",
+    "KeepPolicy": "points.retention",
+    "RotationPolicy": "points.rotation",
     "SigVault": "archive.sigvault",
     "apply_diff": "chain.apply",
     "compute_diff": "tree.dirstate",

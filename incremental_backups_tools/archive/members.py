@@ -17,7 +17,7 @@ from incremental_backups_tools.archive.tar import (
     xattr_key,
 )
 from incremental_backups_tools.tree import entry as entries
-from incremental_backups_tools.tree.entry import Entry, check_rel_path
+from incremental_backups_tools.tree.entry import Entry, Location, check_rel_path
 
 _TAR_TYPE: Final = {
     entries.FILE: REGULAR,
@@ -28,6 +28,7 @@ _TAR_TYPE: Final = {
     entries.BLOCK_DEVICE: BLOCK,
 }
 _NANOSECONDS: Final = 10**9
+_TAR_BLOCK_LEN: Final = 512
 
 
 def file_member(entry: Entry, *, size: int | None = None, name: bytes | None = None) -> TarMember:
@@ -112,3 +113,13 @@ def entry_of_member(member: TarMember) -> Entry | None:
         target=member.link_target or None,
         device=member.device if kind in (entries.CHAR_DEVICE, entries.BLOCK_DEVICE) else None,
     )
+
+
+def padded_len(location: Location) -> int:
+    """Bytes that the data at *location* takes in its volume's tar: whole blocks."""
+    return -(-location.length // _TAR_BLOCK_LEN) * _TAR_BLOCK_LEN
+
+
+def member_len(location: Location) -> int:
+    """As :func:`padded_len`, with the member's header."""
+    return _TAR_BLOCK_LEN + padded_len(location)

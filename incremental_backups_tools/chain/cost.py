@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from incremental_backups_tools.archive.members import member_len, padded_len
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.lineage import carrying_headers
-from incremental_backups_tools.chain.selection import normalised_path
 from incremental_backups_tools.chain.state import StateHeader, StateLine
-from incremental_backups_tools.chain.tally import Tally, member_len, padded_len
 from incremental_backups_tools.exceptions import ChainError
 from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.tally import Tally
 from incremental_backups_tools.tree.diff import METADATA
 from incremental_backups_tools.tree.entry import DIRECTORY, ROOT, Location, printable, sort_key
+from incremental_backups_tools.tree.selection import normalised_path
 
 WHOLE: Final = "whole"
 DELTAS: Final = "deltas"

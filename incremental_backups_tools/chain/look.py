@@ -18,8 +18,8 @@ from incremental_backups_tools.chain.history import (
 )
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
 from incremental_backups_tools.chain.state import StateHeader
-from incremental_backups_tools.chain.when import select_backup
 from incremental_backups_tools.exceptions import BackupError, ChainError, DecryptionError, SourceError
+from incremental_backups_tools.points.when import select_backup
 from incremental_backups_tools.repository.layout import is_key
 from incremental_backups_tools.tree.diff import DELETED, classify, merge_join
 from incremental_backups_tools.tree.entry import FILE, Entry

@@ -26,8 +26,8 @@ from incremental_backups_tools.chain.parent_index import carry_over_index
 from incremental_backups_tools.chain.resolve import resolve
 from incremental_backups_tools.chain.rewrite import RewriteOptions, rewrite
 from incremental_backups_tools.chain.state import FULL, StateHeader
-from incremental_backups_tools.chain.when import select_backup
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
+from incremental_backups_tools.points.when import select_backup
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import ObjectName, Role
 from incremental_backups_tools.repository.locks import KeyLock
@@ -82,7 +82,7 @@ def merge_backups(
     It keeps the id of *last* and stands on what *first* stands on. The points before *last* are forgotten.
 
     Args:
-        first, last: points in time; see ``chain/when.py``.
+        first, last: points in time; see ``points/when.py``.
         options: as :class:`RewriteOptions`.
 
     Raises:

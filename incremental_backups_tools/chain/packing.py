@@ -6,13 +6,11 @@ happened, has content stored, and tells the recorder.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
@@ -37,12 +35,8 @@ from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
 from incremental_backups_tools.tree.reading import ReadAhead, ReadFile
+from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import Found, Walk
-
-# A write within one tick of the clock that stamps files may leave size, mtime and ctime as they are. Kernels
-# tick every 1 to 10 ms, but the clock may be a file server's; some file systems know seconds alone.
-CLOCK_GRANULARITY_NS: Final = 1 * 10**9
-COARSE_GRANULARITY_NS: Final = 2 * 10**9
 
 
 @dataclass(slots=True)
@@ -231,7 +225,7 @@ class Packer:
         entry = resolved.entry
         if is_linked and entry.link_of is None and entry.type == FILE:
             self._link_targets[entry.path] = resolved
-        resolved = _for_cache(resolved, now_ns)
+        resolved = resolved.with_entry(for_next_time(resolved.entry, now_ns))
         was = before.entry if before is not None else None
         if placement is not None:
             self._recorder.file(resolved, was, placement, is_linked=is_linked)
@@ -331,35 +325,6 @@ def _compare(found: Found | None, old: CachedEntry | None) -> int:
         return 1 if found is None else -1
     left, right = sort_key(found.rel_path), sort_key(old.path)
     return (left > right) - (left < right)
-
-
-def is_unchanged(info: os.stat_result, old: Entry, link_of: bytes | None) -> bool:
-    """Whether a name needs no second look: nothing that a change would leave a mark on differs.
-
-    An entry without ``ctime_ns`` is always looked at: it was racy, unstable, or came from a state.
-    """
-    return (
-        old.ctime_ns == info.st_ctime_ns
-        and old.mtime_ns == info.st_mtime_ns
-        and old.inode == info.st_ino
-        and type_of(info.st_mode) == old.type
-        and (old.type != FILE or old.size == info.st_size)
-        and old.mode == stat.S_IMODE(info.st_mode)
-        and old.uid == info.st_uid
-        and old.gid == info.st_gid
-        and old.link_of == link_of
-    )
-
-
-def _for_cache(resolved: ResolvedEntry, now_ns: int) -> ResolvedEntry:
-    """*resolved* without its ``ctime_ns`` if that cannot vouch for it the next time."""
-    entry = resolved.entry
-    newest = max(entry.mtime_ns, entry.ctime_ns or 0)
-    is_coarse = entry.mtime_ns % 10**9 == 0 and (entry.ctime_ns or 0) % 10**9 == 0
-    granularity = COARSE_GRANULARITY_NS if is_coarse else CLOCK_GRANULARITY_NS
-    if entry.unstable or newest > now_ns - granularity:
-        entry = msgspec.structs.replace(entry, ctime_ns=None)
-    return resolved.with_entry(entry)
 
 
 def _sig_locations(sig: SignatureRef | None) -> tuple[Location, ...]:

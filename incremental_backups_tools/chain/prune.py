@@ -25,17 +25,17 @@ from incremental_backups_tools.chain.prune_plan import (
     plan_prune,
 )
 from incremental_backups_tools.chain.resolve import resolve_versions
-from incremental_backups_tools.chain.retention import (
+from incremental_backups_tools.chain.rewrite import RewriteOptions
+from incremental_backups_tools.chain.state import StateHeader
+from incremental_backups_tools.chain.waste import Waste, measure_waste
+from incremental_backups_tools.exceptions import ChainError, IntegrityError, ObjectNotFoundError
+from incremental_backups_tools.points.retention import (
     Decision,
     KeepPolicy,
     Point,
     plan_retention,
 )
-from incremental_backups_tools.chain.rewrite import RewriteOptions
-from incremental_backups_tools.chain.rotation import RotationPolicy
-from incremental_backups_tools.chain.state import StateHeader
-from incremental_backups_tools.chain.waste import Waste, measure_waste
-from incremental_backups_tools.exceptions import ChainError, IntegrityError, ObjectNotFoundError
+from incremental_backups_tools.points.rotation import RotationPolicy
 from incremental_backups_tools.repository.layout import Role, parse_backup_id
 from incremental_backups_tools.repository.repository import Repository, StoredObject
 

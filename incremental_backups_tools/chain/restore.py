@@ -25,8 +25,6 @@ from incremental_backups_tools.chain.history import (
 )
 from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
-from incremental_backups_tools.chain.selection import Selection
-from incremental_backups_tools.chain.when import select_backup
 from incremental_backups_tools.durable import sync_filesystem
 from incremental_backups_tools.exceptions import (
     BackupError,
@@ -34,6 +32,7 @@ from incremental_backups_tools.exceptions import (
     ObjectNotFoundError,
     UnsafePathError,
 )
+from incremental_backups_tools.points.when import select_backup
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.tree.destination import Destination
 from incremental_backups_tools.tree.diff import merge_join
@@ -44,6 +43,7 @@ from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import MetadataApplier, capture, type_of
 from incremental_backups_tools.tree.parallel_writer import ParallelWriter
 from incremental_backups_tools.tree.reading import CHUNK_LEN
+from incremental_backups_tools.tree.selection import Selection
 from incremental_backups_tools.tree.walk import Walk
 from incremental_backups_tools.tree.writer import FATAL_ERRORS
 
@@ -55,7 +55,7 @@ class RestoreOptions:
     """How a backup is restored.
 
     Attributes:
-        at: which point in time: see ``chain/when.py``; None is the newest.
+        at: which point in time: see ``points/when.py``; None is the newest.
         paths: paths or glob patterns to restore; None is everything.
         overwrite: what happens to files that are there: ``never`` touched; replaced if ``changed`` in content
             (the default); ``always`` replaced.

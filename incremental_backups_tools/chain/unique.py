@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
+from incremental_backups_tools.archive.members import member_len
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.lineage import iter_chains
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve_versions
 from incremental_backups_tools.chain.state import StateHeader
-from incremental_backups_tools.chain.tally import Tally, member_len
 from incremental_backups_tools.repository.layout import Role
+from incremental_backups_tools.tally import Tally
 from incremental_backups_tools.tree.diff import DELETED
 from incremental_backups_tools.tree.entry import sort_key
 

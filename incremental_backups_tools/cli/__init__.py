@@ -33,6 +33,7 @@ _BACKUPS = "Back up and restore"
 _LOOKING = "Look at backups"
 _KEEPING = "Thin them out"
 _KEYS = "Keys and cache"
+_HEAP = "Whole files by content"
 _DELTAS = "Single files, as rdiff"
 
 _COMMANDS = (
@@ -50,6 +51,9 @@ _COMMANDS = (
     LazyCommand("rebase", f"{_CLI}.merge", _KEEPING, "Turn a point in time into a full backup."),
     LazyCommand("key", f"{_CLI}.key", _KEYS, "Say whom files are encrypted to."),
     LazyCommand("cache", f"{_CLI}.cache", _KEYS, "Look at the local cache, or remove parts of it."),
+    LazyCommand(
+        "snapshot", f"{_CLI}.snapshot", _HEAP, "Snapshots as plain trees that share files by hard links."
+    ),
     LazyCommand("signature", f"{_CLI}.rdiff", _DELTAS, "Make a file's signature."),
     LazyCommand("delta", f"{_CLI}.rdiff", _DELTAS, "Make a delta from a signature and a new file."),
     LazyCommand("patch", f"{_CLI}.rdiff", _DELTAS, "Apply a delta to a file."),

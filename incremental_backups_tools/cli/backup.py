@@ -16,8 +16,8 @@ from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
-from incremental_backups_tools.chain.when import parse_age
 from incremental_backups_tools.cli.errors import ExitStatus
+from incremental_backups_tools.cli.excluding import exclusion_options, exclusion_rules
 from incremental_backups_tools.cli.keeping import keep_options, policy_of
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import (
@@ -39,12 +39,10 @@ from incremental_backups_tools.cli.prune import rewrite_options, show_pruning
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
 from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.exceptions import DecryptionError, RepositoryNotFoundError
+from incremental_backups_tools.points.when import parse_age
 from incremental_backups_tools.repository.layout import validate_key
 from incremental_backups_tools.repository.protection import Protection
-from incremental_backups_tools.tree.exclusion import ExclusionRules, split_pattern_lines
 from incremental_backups_tools.tree.source import walk_source
-
-_EXCLUDE_FILE = ".exclude"
 
 
 def _check_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -83,32 +81,7 @@ def _check_tags(
     help="Name under which the directory is kept.  [default: its own]",
 )
 @click.option("--full", is_flag=True, help="Begin a new chain instead of adding what has changed.")
-@click.option(
-    "--exclude",
-    "patterns",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave out what this gitignore pattern matches.",
-)
-@click.option(
-    "--exclude-from",
-    "pattern_files",
-    metavar="FILE",
-    type=click.File("rb"),
-    multiple=True,
-    help="Leave out what the patterns in FILE match; - is the standard input.",
-)
-@click.option(
-    "--exclude-if-present",
-    "tag_files",
-    metavar="NAME",
-    multiple=True,
-    help="Leave out the content of directories that hold a file NAME.",
-)
-@click.option(
-    "--exclude-caches", is_flag=True, help="Leave out the content of directories that hold a CACHEDIR.TAG."
-)
-@click.option("--gitignore", is_flag=True, help="Leave out what .gitignore files leave out.")
+@exclusion_options
 @click.option("--one-file-system", is_flag=True, help="Do not enter other file systems.")
 @click.option(
     "--volume-size",
@@ -187,7 +160,7 @@ def backup(
     """
     policy = policy_of(keep)
     _check_source(source, key)
-    rules = _exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
+    rules = exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
     protection = read_protection(confirm_passphrase=asks_for_passphrase() and not _is_there(settings))
     warn_of_slow_kernel()
 
@@ -268,31 +241,6 @@ def _check_source(source: str, key: str | None) -> None:
             key_of(source)
         except ValueError as error:
             raise click.UsageError(str(error), context) from None
-
-
-def _exclusion_rules(
-    patterns: tuple[str, ...],
-    pattern_files: tuple[BinaryIO, ...],
-    tag_files: tuple[str, ...],
-    exclude_caches: bool,
-    gitignore: bool,
-) -> ExclusionRules | None:
-    """What is left out; None is the library's default."""
-    lines = list(patterns)
-    for file in pattern_files:
-        lines += split_pattern_lines(file.read())
-    if not (lines or tag_files or exclude_caches or gitignore):
-        return None
-    try:
-        return ExclusionRules(
-            patterns=tuple(lines),
-            exclude_file=_EXCLUDE_FILE,
-            exclude_if_present=tuple(os.fsencode(name) for name in tag_files),
-            exclude_caches=exclude_caches,
-            gitignore=gitignore,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error), click.get_current_context()) from None
 
 
 def _show(report: BackupReport, pruned: PruneReport | None, settings: Settings) -> None:

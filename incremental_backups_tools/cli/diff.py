@@ -176,7 +176,7 @@ def _print_lines(changes: Iterable[_Change], settings: Settings) -> None:
     counts: Counter[str] = Counter()
     for difference, _ in changes:
         counts[difference.op] += 1
-        print_line(_line(difference))
+        print_line(difference_line(difference))
     if settings.verbosity:
         words = ((CREATED, "new"), (UPDATED, "changed"), (METADATA, "with other metadata"), (DELETED, "gone"))
         say("notice", ", ".join(f"{counts[op]:,} {word}" for op, word in words))
@@ -193,7 +193,8 @@ def _print_patches(changes: Iterable[_Change]) -> None:
                 write_raw(b"".join(iter_patch(content)))
 
 
-def _line(difference: Difference) -> str:
+def difference_line(difference: Difference) -> str:
+    """A difference as a person sees it."""
     entry, old = difference.entry, difference.old
     path = printable(entry.path) + ("/" if entry.type == DIRECTORY else "")
     line = f"{difference.op} {entry.size:>12} {path}"

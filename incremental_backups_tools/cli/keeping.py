@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from incremental_backups_tools.chain.prune_plan import DEFAULT_MAX_UNUSED
-from incremental_backups_tools.chain.retention import Age, KeepPolicy, parse_age, parse_count
-from incremental_backups_tools.chain.rotation import RotationPolicy
 from incremental_backups_tools.cli.options import share_option
+from incremental_backups_tools.points.retention import Age, KeepPolicy, parse_age, parse_count
+from incremental_backups_tools.points.rotation import RotationPolicy
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ def _rotation(context: click.Context, parameter: click.Parameter, value: str | N
         raise click.BadParameter(f"{value!r}: {error}", context, parameter) from None
 
 
-_OPTIONS: Final = (
+_BY_TIME: Final = (
     click.option("--keep-last", metavar="N", callback=_count, help="Keep the newest N points in time."),
     *(
         click.option(
@@ -71,18 +71,23 @@ _OPTIONS: Final = (
         for unit in _UNITS
     ),
     click.option(
+        "--rotation",
+        metavar="SETTINGS",
+        callback=_rotation,
+        help="Keep by bakthat's settings instead: days=7,weeks=4,months=6,first_week_day=5.",
+    ),
+)
+
+
+_OPTIONS: Final = (
+    *_BY_TIME,
+    click.option(
         "--keep-tag",
         "keep_tags",
         metavar="TAG[,TAG]...",
         multiple=True,
         callback=_tag_lists,
         help="Keep points that have all these tags.",
-    ),
-    click.option(
-        "--rotation",
-        metavar="SETTINGS",
-        callback=_rotation,
-        help="Keep by bakthat's settings instead: days=7,weeks=4,months=6,first_week_day=5.",
     ),
     click.option(
         "--max-unused",
@@ -93,6 +98,13 @@ _OPTIONS: Final = (
         help="Leave expired backups that others stand on as they are, as long as less than this is free by it.",
     ),
 )
+
+
+def keep_by_time_options(function: FunctionT) -> FunctionT:
+    """As :func:`keep_options`, for points that have no tags and stand on no others."""
+    for option in reversed(_BY_TIME):
+        function = option(function)
+    return function
 
 
 def keep_options(function: FunctionT) -> FunctionT:

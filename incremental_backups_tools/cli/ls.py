@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from incremental_backups_tools.chain.look import iter_entries
-from incremental_backups_tools.chain.selection import Selection
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line
 from incremental_backups_tools.cli.points import find_point
 from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import entry_record, long_line
+from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("ls", cls=IbtCommand)

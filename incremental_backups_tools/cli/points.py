@@ -9,8 +9,8 @@ import click
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import only_key, point_header, split_point
 from incremental_backups_tools.chain.state import StateHeader
-from incremental_backups_tools.chain.when import LATEST
 from incremental_backups_tools.cli.protection import tell_of_rollback
+from incremental_backups_tools.points.when import LATEST
 from incremental_backups_tools.repository.repository import Repository
 
 

@@ -10,7 +10,6 @@ import click
 
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
-from incremental_backups_tools.chain.selection import Selection
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
@@ -19,6 +18,7 @@ from incremental_backups_tools.cli.points import find_point
 from incremental_backups_tools.cli.progress import show_progress
 from incremental_backups_tools.cli.protection import open_chosen, reading_options
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
+from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("restore", cls=IbtCommand)

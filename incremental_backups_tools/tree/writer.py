@@ -246,6 +246,17 @@ class TreeWriter:
             Step(entry, lambda: self._link(entry, target), replaces=self.lstat(entry.path) is not None)
         )
 
+    def place(self, entry: Entry, make: Callable[[int, bytes], None], *, size: int | None) -> None:
+        """Have *make* give *entry* its name when its turn comes.
+
+        Args:
+            make: called with the descriptor of a directory and the name in it, which is free.
+            size: how many bytes that were written must be on the disk before that; None where nothing must.
+        """
+        self.leave_until(entry.path)
+        step = Step(entry, lambda: self._place(entry, make), size or 0, replaces=size is not None)
+        self._enqueue(step)
+
     def metadata(self, entry: Entry) -> None:
         """Give a name that exists the metadata of *entry*."""
         if entry.type == DIRECTORY:
@@ -368,6 +379,10 @@ class TreeWriter:
             self._make_way(rel_path)
             dir_fd, name = self._done.parent(rel_path)
             os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    def _place(self, entry: Entry, make: Callable[[int, bytes], None]) -> None:
+        make(*self._done.parent(entry.path))
+        self._report(entry)
 
     def _make_way(self, rel_path: bytes) -> None:
         """Remove a directory that stands where something else is to be."""

@@ -27,7 +27,7 @@ from support.faults import (
     temporaries_below,
 )
 
-from incremental_backups_tools.chain.retention import KeepPolicy
+from incremental_backups_tools.points.retention import KeepPolicy
 
 INPUT_OUTPUT = "error=EIO"
 NO_SPACE = "error=ENOSPC"

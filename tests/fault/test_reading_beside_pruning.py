@@ -11,8 +11,8 @@ from support.chains import KEY, Chain, overwrite
 from support.trees import assert_same_tree
 
 from incremental_backups_tools import restore_backup
-from incremental_backups_tools.chain.retention import KeepPolicy
 from incremental_backups_tools.exceptions import ChainError
+from incremental_backups_tools.points.retention import KeepPolicy
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.repository import Repository, read_config
 

@@ -10,9 +10,9 @@ import pytest
 from support.trees import assert_same_tree, fingerprint
 
 from incremental_backups_tools import full_backup, incremental_backup, restore_backup, verify
-from incremental_backups_tools.chain.packing import is_unchanged
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.tree.entry import Entry
+from incremental_backups_tools.tree.unchanged import is_unchanged
 
 
 def put_times_back(path: Path, info: os.stat_result) -> None:

@@ -21,11 +21,11 @@ from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
 from incremental_backups_tools.chain.prune import prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.restore import restore_backup
-from incremental_backups_tools.chain.retention import KeepPolicy
 from incremental_backups_tools.chain.rewrap import rewrap_backups
 from incremental_backups_tools.chain.salvage import salvage
 from incremental_backups_tools.chain.verify import verify
 from incremental_backups_tools.exceptions import BackupError, ChainError, DecryptionError, RepositoryError
+from incremental_backups_tools.points.retention import KeepPolicy
 from incremental_backups_tools.repository.identities import parse_recipient
 from incremental_backups_tools.repository.protection import NO_PROTECTION, Protection
 from incremental_backups_tools.repository.repository import Repository

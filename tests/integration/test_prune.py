@@ -15,9 +15,9 @@ from support.faults import shifted_clock
 from support.trees import fingerprint
 
 from incremental_backups_tools.chain.prune import GRACE_SECONDS, prune_backups
-from incremental_backups_tools.chain.retention import KeepPolicy
-from incremental_backups_tools.chain.rotation import RotationPolicy
 from incremental_backups_tools.exceptions import BackupError, ChainError, IntegrityError
+from incremental_backups_tools.points.retention import KeepPolicy
+from incremental_backups_tools.points.rotation import RotationPolicy
 from incremental_backups_tools.repository.layout import encode_backup_id, parse_backup_id
 
 rng = random.Random(12)

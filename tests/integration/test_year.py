@@ -14,7 +14,7 @@ import pytest
 from support.chains import Chain, overwrite
 
 from incremental_backups_tools import incremental_backup, restore_backup
-from incremental_backups_tools.chain.retention import KeepPolicy
+from incremental_backups_tools.points.retention import KeepPolicy
 from incremental_backups_tools.repository.layout import parse_backup_id
 
 POLICY = KeepPolicy(keep_daily=7, keep_weekly=4, keep_monthly=12)

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from incremental_backups_tools.chain.retention import (
+from incremental_backups_tools.points.retention import (
     UNLIMITED,
     Age,
     KeepPolicy,

@@ -18,8 +18,8 @@ from incremental_backups_tools import incremental_backup, restore_backup, verify
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
 from incremental_backups_tools.chain.prune import prune_backups
-from incremental_backups_tools.chain.retention import KeepPolicy
 from incremental_backups_tools.exceptions import ChainError
+from incremental_backups_tools.points.retention import KeepPolicy
 from incremental_backups_tools.repository.repository import Repository
 
 Points = dict[str, dict[bytes, tuple[object, ...]]]

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from incremental_backups_tools.chain.retention import (
+from incremental_backups_tools.points.retention import (
     UNLIMITED,
     Age,
     KeepPolicy,
@@ -17,7 +17,7 @@ from incremental_backups_tools.chain.retention import (
     parse_age,
     plan_retention,
 )
-from incremental_backups_tools.chain.rotation import RotationPolicy
+from incremental_backups_tools.points.rotation import RotationPolicy
 from incremental_backups_tools.repository.layout import encode_backup_id
 
 HOUR_NS = 3600 * 10**9

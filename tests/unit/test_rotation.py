@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from incremental_backups_tools.chain.retention import Point, plan_retention
-from incremental_backups_tools.chain.rotation import RotationPolicy
+from incremental_backups_tools.points.retention import Point, plan_retention
+from incremental_backups_tools.points.rotation import RotationPolicy
 from incremental_backups_tools.repository.layout import encode_backup_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.chain.selection import Selection
 from incremental_backups_tools.exceptions import ChainError, UnsafePathError
 from incremental_backups_tools.tree.entry import Entry
+from incremental_backups_tools.tree.selection import Selection
 
 PATHS = [b".", b"a", b"a/b", b"a/b/c.txt", b"a/d.txt", b"a.txt", b"e", b"e/[x]", b"e/f", b"e/f/c.txt"]
 DIRS = {b".", b"a", b"a/b", b"e", b"e/f"}

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from incremental_backups_tools.chain.when import parse_age, select_backup
 from incremental_backups_tools.exceptions import ChainError
+from incremental_backups_tools.points.when import parse_age, select_backup
 
 IDS = [
     "20260101T000000.000000Z",

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from incremental_backups_tools.tree.entry import Location
-
 _PRAGMAS: Final = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
@@ -22,7 +20,6 @@ _PRAGMAS: Final = """
     PRAGMA cache_size = -8192;
 """
 _PENDING_ROWS: Final = 4096
-_TAR_BLOCK_LEN: Final = 512
 
 
 class Tally:
@@ -96,13 +93,3 @@ def _translated() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise OSError(errno.EIO, str(error), "temporary database") from error
-
-
-def padded_len(location: Location) -> int:
-    """Bytes that the data at *location* takes in its volume's tar: whole blocks."""
-    return -(-location.length // _TAR_BLOCK_LEN) * _TAR_BLOCK_LEN
-
-
-def member_len(location: Location) -> int:
-    """As :func:`padded_len`, with the member's header."""
-    return _TAR_BLOCK_LEN + padded_len(location)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import ChainError
-from incremental_backups_tools.tree.entry import DIRECTORY, ROOT, check_rel_path, printable
+from incremental_backups_tools.tree.entry import DIRECTORY, ROOT, Entry, check_rel_path, printable
 
 _MAGIC: Final = re.compile(rb"[*?\[]")
+
+
+class HasEntry(Protocol):
+    """Anything that is about one entry."""
+
+    @property
+    def entry(self) -> Entry:
+        """The entry."""
+
+
+ItemT = TypeVar("ItemT", bound=HasEntry)
 
 
 class Selection:
@@ -46,21 +56,21 @@ class Selection:
                 self._matched[position] = selected = True
         return selected
 
-    def filter(self, entries: Iterable[ResolvedEntry]) -> Iterator[ResolvedEntry]:
-        """The selected entries, and before the first one in it each directory that leads there."""
+    def filter(self, items: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The selected items, and before the first one in it each directory that leads there."""
         if self.selects_all:
-            yield from entries
+            yield from items
             return
-        ancestors: list[ResolvedEntry] = []
-        for resolved in entries:
-            while ancestors and not _leads_to(ancestors[-1].path, resolved.path):
+        ancestors: list[ItemT] = []
+        for item in items:
+            while ancestors and not _leads_to(ancestors[-1].entry.path, item.entry.path):
                 ancestors.pop()
-            if self.matches(resolved.path):
+            if self.matches(item.entry.path):
                 yield from ancestors
                 ancestors.clear()
-                yield resolved
-            elif resolved.entry.type == DIRECTORY:
-                ancestors.append(resolved)
+                yield item
+            elif item.entry.type == DIRECTORY:
+                ancestors.append(item)
 
     def check_all_matched(self) -> None:
         """Make sure that each path selected something.

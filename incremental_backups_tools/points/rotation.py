@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from datetime import tzinfo
 from typing import Final
 
-from incremental_backups_tools.chain.periods import Unit, civil_time, period_number
+from incremental_backups_tools.points.periods import Unit, civil_time, period_number
 
 _NS_PER_SECOND: Final = 10**9
 _SETTING: Final = re.compile(r"\s*[+-]?[0-9]{1,9}\s*", re.ASCII)

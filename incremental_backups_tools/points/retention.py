@@ -36,8 +36,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from typing import Final
 
-from incremental_backups_tools.chain.periods import Unit, civil_time, period_number, seconds_at
-from incremental_backups_tools.chain.rotation import RotationPolicy, rotation_reasons
+from incremental_backups_tools.points.periods import Unit, civil_time, period_number, seconds_at
+from incremental_backups_tools.points.rotation import RotationPolicy, rotation_reasons
 from incremental_backups_tools.repository.layout import parse_backup_id, validate_backup_id
 
 UNLIMITED: Final = -1
