@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from incremental_backups_tools.chain.prune import prune_backups
     from incremental_backups_tools.chain.restore import restore_backup
     from incremental_backups_tools.chain.verify import verify
+    from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
     from incremental_backups_tools.points.retention import KeepPolicy
     from incremental_backups_tools.points.rotation import RotationPolicy
     from incremental_backups_tools.tree.diff import DiffIndex
@@ -44,6 +45,7 @@ _HOME_OF = {
     "KeepPolicy": "points.retention",
     "RotationPolicy": "points.rotation",
     "SigVault": "archive.sigvault",
+    "Snapshooter": "heap.sync.snapshooter",
     "apply_diff": "chain.apply",
     "compute_diff": "tree.dirstate",
     "filehash": "tree.directory",
@@ -66,6 +68,7 @@ __all__ = [
     "KeepPolicy",
     "RotationPolicy",
     "SigVault",
+    "Snapshooter",
     "__version__",
     "apply_diff",
     "compute_diff",

@@ -112,9 +112,7 @@ class PendingFile:
             mode: permissions before the umask.
             open_raw: makes the unbuffered file from a descriptor, which it then owns.
         """
-        self._name = os.fsencode(name)
-        if not self._name or b"/" in self._name or self._name in (b".", b".."):
-            raise ValueError(f"not a file name: {name!r}")
+        self._name = _check_name(name)
         self._temporary = make_temporary_name(self._name)
         self._directory = os.dup(directory)
         self._exists = False
@@ -128,6 +126,27 @@ class PendingFile:
             os.close(self._directory)
             raise
         self._open = True
+
+    def move(self, directory: int, name: str | bytes) -> None:
+        """Choose another place and name on the same file system before :meth:`publish`.
+
+        Args:
+            directory: descriptor of the directory; duplicated.
+            name: the final name, one component.
+
+        Raises:
+            OSError: it cannot be moved there; nothing has changed.
+        """
+        final = _check_name(name)
+        temporary = make_temporary_name(final)
+        there = os.dup(directory)
+        try:
+            os.rename(self._temporary, temporary, src_dir_fd=self._directory, dst_dir_fd=there)
+        except BaseException:
+            os.close(there)
+            raise
+        os.close(self._directory)
+        self._directory, self._name, self._temporary = there, final, temporary
 
     def publish(self, *, exclusive: bool, durable: bool = True) -> bool:
         """Give the file its name; when this returns, it is durable.
@@ -245,6 +264,13 @@ def atomic_write(
 def make_temporary_name(name: bytes) -> bytes:
     """Return a name that nothing else has, for a file that is to be called *name* when it is finished."""
     return b"." + name[:_TEMPORARY_STEM_MAX] + b"." + secrets.token_hex(8).encode() + b".tmp"
+
+
+def _check_name(name: str | bytes) -> bytes:
+    raw = os.fsencode(name)
+    if not raw or b"/" in raw or raw in (b".", b".."):
+        raise ValueError(f"not a file name: {name!r}")
+    return raw
 
 
 def is_temporary_name(name: str | bytes) -> bool:

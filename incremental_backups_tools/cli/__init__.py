@@ -54,6 +54,8 @@ _COMMANDS = (
     LazyCommand(
         "snapshot", f"{_CLI}.snapshot", _HEAP, "Snapshots as plain trees that share files by hard links."
     ),
+    LazyCommand("sync", f"{_CLI}.sync", _HEAP, "Make one tree equal to another, wherever the two are."),
+    LazyCommand("heap", f"{_CLI}.heap", _HEAP, "Snapshots of a tree anywhere, in a heap anywhere."),
     LazyCommand("signature", f"{_CLI}.rdiff", _DELTAS, "Make a file's signature."),
     LazyCommand("delta", f"{_CLI}.rdiff", _DELTAS, "Make a delta from a signature and a new file."),
     LazyCommand("patch", f"{_CLI}.rdiff", _DELTAS, "Apply a delta to a file."),
@@ -76,6 +78,7 @@ Environment:
   IBT_CACHE_DIR           the directory of the local cache
   IBT_IDENTITY, IBT_PASSPHRASE_FILE, IBT_RECIPIENTS_FILE, IBT_SIGN_KEY, IBT_VERIFY_KEY
                           as the options of those names
+  IBT_HEAP, IBT_SNAPSHOTS where 'ibt heap' keeps contents and snapshots
   IBT_DEBUG               show where an error came from
 
 \b

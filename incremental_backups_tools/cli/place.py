@@ -19,7 +19,7 @@ def find_place(settings: Settings, from_environment: str | None) -> str | StoreA
         OSError: the configuration file cannot be read.
     """
     config = read_config()
-    place = settings.repository or from_environment or config.repository
+    place = settings.repository if settings.repository is not None else from_environment or config.repository
     if place is None or not is_url(place):
         _refuse_options_of_urls(settings)
         return place

@@ -1,0 +1,1 @@
+"""Whole files by their content: each kept once, however many trees hold it."""

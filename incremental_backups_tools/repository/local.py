@@ -41,8 +41,13 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class LocalStore(Store):
     """A directory; see :class:`Store` for what the methods promise."""
 
-    def __init__(self, fs_path: str | os.PathLike[str]) -> None:
-        """Name the directory; it is not looked at before it is used."""
+    def __init__(self, fs_path: str | os.PathLike[str], *, file_mode: int = _FILE_MODE) -> None:
+        """Name the directory; it is not looked at before it is used.
+
+        Args:
+            file_mode: permissions of each object, before the umask.
+        """
+        self._file_mode = file_mode
         self._root = os.path.abspath(os.fspath(fs_path))
         self.url = self._root
         self._hard_links = True
@@ -115,7 +120,7 @@ class LocalStore(Store):
                 pending = durable.PendingFile(
                     directory,
                     base,
-                    mode=_FILE_MODE,
+                    mode=self._file_mode,
                     open_raw=partial(_open_raw, name=name, url=self.url),
                 )
         return LocalSpool(self, name, pending)
@@ -137,6 +142,13 @@ class LocalStore(Store):
             finally:
                 os.close(descriptor)
         return ["/".join([*parents, name]) for name in names]
+
+    def move_pending(self, pending: durable.PendingFile, name: str) -> None:
+        """Take a file in the making to where an object of another name is made."""
+        with translated("create", name, self.url):
+            self._make_directories(split_name(name)[:-1])
+            with self._directory_of(name) as (directory, base):
+                pending.move(directory, base)
 
     def note_publication(self, *, exclusion_is_certain: bool) -> None:
         """Remember what publishing a file has shown of the file system."""
@@ -214,6 +226,10 @@ class LocalSpool(Spool):
             certain = self._pending.publish(exclusive=True)
         self._store.note_publication(exclusion_is_certain=certain)
         return ObjectInfo(self.name, size)
+
+    def rename(self, name: str) -> None:
+        self._store.move_pending(self._pending, name)
+        self.name = name
 
     def close(self) -> None:
         with translated("discard", self.name, self._store.url):

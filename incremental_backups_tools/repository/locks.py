@@ -208,7 +208,7 @@ class KeyLock:
         # Whoever takes over deletes the dead lock; where nothing can be deleted, only its own one shows.
         if others and _boot_clock() - self._renewed_at > EXPIRY_SECONDS:
             raise RepositoryLockedError(f"{self._what} was not renewed in time and may have been lost")
-        return self._find_live(others)
+        return self.find_live(others)
 
     def renew(self) -> None:
         """Show that the owner lives. A thread does it each minute.
@@ -250,7 +250,7 @@ class KeyLock:
 
     def _try_acquire(self) -> LockInfo | None:
         """Take the lock and return None, or return who holds it."""
-        holder = self._find_live(read_locks(self._store, self._key))
+        holder = self.find_live(read_locks(self._store, self._key))
         if holder is not None:
             return holder
         try:
@@ -269,14 +269,15 @@ class KeyLock:
         settled = time.monotonic() + _SETTLE_SECONDS
         while True:
             locks = read_locks(self._store, self._key)
-            other = self._find_live(lock for lock in locks if lock.token != self._token)
+            other = self.find_live(lock for lock in locks if lock.token != self._token)
             if other is None:
                 return None
             if other.names[0] < self._names[0] or time.monotonic() > settled:
                 return other
             time.sleep(_SETTLE_POLL_SECONDS)
 
-    def _find_live(self, locks: Iterable[LockInfo]) -> LockInfo | None:
+    def find_live(self, locks: Iterable[LockInfo]) -> LockInfo | None:
+        """The first of *locks* whose owner lives, as far as can be told from here."""
         return next((lock for lock in locks if not self._is_dead(lock)), None)
 
     def _is_dead(self, lock: LockInfo) -> bool:
@@ -353,6 +354,16 @@ def read_locks(store: Store, key: str) -> list[LockInfo]:
             continue  # given back since the listing
         locks.append(LockInfo(token, tuple(name for name, _ in objects), renewed_ns, record))
     return locks
+
+
+def find_live_lock(store: Store, key: str) -> LockInfo | None:
+    """Return a lock of *key* that somebody holds or is about to take; None where there is none.
+
+    Raises:
+        RepositoryError: the store failed.
+    """
+    observer = KeyLock(store, key, operation="", on_notice=lambda notice: None)
+    return observer.find_live(read_locks(store, key))
 
 
 def _read_record(store: Store, name: str) -> LockRecord | None:

@@ -85,6 +85,16 @@ class Spool(ABC):
             RepositoryError: it could not be stored.
         """
 
+    def rename(self, name: str) -> None:
+        """Choose another name before :meth:`publish`: that of what is named by its content is known last.
+
+        Raises:
+            UnsafePathError: it would lead out of the store.
+            RepositoryError: the place for it could not be made.
+        """
+        split_name(name)
+        self.name = name
+
     @abstractmethod
     def close(self) -> None:
         """Remove what was not published. May be called again."""

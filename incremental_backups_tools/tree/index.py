@@ -121,6 +121,10 @@ class IndexData:
         """Paths of the directories below the root."""
         return [item.path for item in self if item.entry.type == DIRECTORY and item.path != ROOT]
 
+    def fileno(self) -> int:
+        """The descriptor of the stream, which stays this object's."""
+        return self._descriptor
+
     def to_file(self, fs_path: str | os.PathLike[str]) -> None:
         """Write the index to a file, whole or not at all."""
         with atomic_write(fs_path) as out:

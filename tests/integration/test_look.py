@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from support.command import cut_half, damage, only
 from support.trees import EDITS, build_nasty_tree, edit
 
@@ -238,7 +239,7 @@ def test_a_content_that_is_not_the_promised_one_is_not_shown(source: Path, repos
     place = open_repository(repository)
     _, version = iter_point(place, history_of(repository), made.backup_date)
     assert version.read() == b"content\n"
-    other = replace(version, resolved=replace(version.resolved, content_digest=bytes(32)))
+    other = replace(version, resolved=structs.replace(version.resolved, content_digest=bytes(32)))
     with pytest.raises(IntegrityError, match="file: "):
         other.read()
 

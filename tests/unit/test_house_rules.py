@@ -96,6 +96,7 @@ def test_the_public_names() -> None:
         "KeepPolicy",
         "RotationPolicy",
         "SigVault",
+        "Snapshooter",
         "__version__",
         "apply_diff",
         "compute_diff",

@@ -1,0 +1,70 @@
+"""From a directory, a URL or an fsspec filesystem to a tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from incremental_backups_tools.heap.sync.local import LocalTree
+from incremental_backups_tools.heap.sync.tree import FileTree, RemoteTree
+from incremental_backups_tools.repository.filesystems import (
+    CHANGE_KEYS,
+    ChangeKeyGetter,
+    local_path_of,
+    open_filesystem,
+)
+
+DEFAULT_THREADS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory or URL, and what is needed to open it."""
+
+    url: str
+    storage_options: Mapping[str, object] | None = None
+
+
+def open_tree(
+    filesystem: Any,
+    root: str,
+    *,
+    url: str | None = None,
+    change_keys: Mapping[str, ChangeKeyGetter] = CHANGE_KEYS,
+    threads: int = DEFAULT_THREADS,
+) -> FileTree:
+    """The tree at a path on an fsspec filesystem; that of this machine is read as such."""
+    fs_path = local_path_of(filesystem, root)
+    if fs_path is not None:
+        return LocalTree(fs_path, change_keys=change_keys)
+    return RemoteTree(filesystem, root, url=url, change_keys=change_keys, threads=threads)
+
+
+def open_tree_at(place: Place, *, threads: int = DEFAULT_THREADS) -> FileTree:
+    """The tree at a directory or URL.
+
+    Raises:
+        RepositoryError: it cannot be opened.
+    """
+    filesystem, root, shown = open_filesystem(place.url, place.storage_options)
+    return open_tree(filesystem, root, url=shown, threads=threads)
+
+
+def check_apart(one: str, other: str) -> None:
+    """Refuse two places of which one lies within the other: one would be filled with itself, or deleted.
+
+    Raises:
+        ValueError: so they are.
+    """
+    first, second = _normal(one), _normal(other)
+    if f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(f"{first}/"):
+        raise ValueError(f"{one} and {other} lie within each other")
+
+
+def _normal(url: str) -> str:
+    if "://" in url:
+        protocol, _, path = url.partition("://")
+        return f"{protocol}://{path.strip('/')}"
+    return os.path.realpath(url).rstrip("/")

@@ -1,0 +1,456 @@
+"""Trees of files on any fsspec filesystem: listing them, reading, replacing and deleting their files.
+
+A store holds objects that are created once; here lie files that people own and change. So there is replacing,
+which shows the old file or the new one and never a part, and there are change keys: what a filesystem offers
+to see a change by without reading.
+
+No listing comes from a filesystem's own cache, and one that fails is an error, never an empty directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any, BinaryIO, Final, cast
+
+import fsspec.core
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from incremental_backups_tools import durable
+from incremental_backups_tools.exceptions import (
+    BackupError,
+    IntegrityError,
+    RepositoryError,
+    RepositoryNotFoundError,
+)
+from incremental_backups_tools.repository.local import LocalStore
+from incremental_backups_tools.repository.open import open_store
+from incremental_backups_tools.repository.remote import FsspecStore
+from incremental_backups_tools.repository.store import Store, translate_os_error
+
+ChangeKeyGetter = Callable[[Mapping[str, Any]], str | None]
+
+DEFAULT_PROTOCOL: Final = "*"
+_OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+_PROTOCOL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+_LOCAL_URL: Final = re.compile(r"(?:file|local)://", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"(//[^/@:]*):[^/@]*@")
+_PIECE_LEN: Final = 4 << 20
+_TIME_FIELDS: Final = (
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "modified",
+    "updated",
+    "timeModified",
+    "created",
+)
+_BY_TIME: Final = "modified:"
+# Some file systems count whole seconds, FAT two, and clocks differ.
+_RACY_NS: Final = 10 * 10**9
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Read-only, as everything is that a heap holds.
+_OBJECT_MODE: Final = 0o400
+
+
+def _first_of(*names: str) -> ChangeKeyGetter:
+    """The first field of these that a listing has, with its name."""
+
+    def get(info: Mapping[str, Any]) -> str | None:
+        for name in names:
+            value = info.get(name)
+            if value not in (None, ""):
+                return f"{name}:{value}"
+        return None
+
+    return get
+
+
+def _key_of_local_file(info: Mapping[str, Any]) -> str | None:
+    fields = ("mtime_ns", "ctime_ns", "ino", "dev")
+    if any(info.get(name) is None for name in fields):
+        return None
+    return ":".join(str(info[name]) for name in fields)
+
+
+def _key_by_checksum_or_time(info: Mapping[str, Any]) -> str | None:
+    key = _first_of("ETag", "etag", "e_tag", "checksum", "md5", "md5Hash", "crc32c")(info)
+    if key is not None:
+        return key
+    modified_ns = modification_time_ns(info)
+    return None if modified_ns is None else f"{_BY_TIME}{modified_ns}"
+
+
+# What tells a file's versions apart, by protocol. A file whose size and key are the last snapshot's is not read;
+# one without a key is read each time. Give a mapping with more in it wherever ``change_keys`` is taken.
+CHANGE_KEYS: Mapping[str, ChangeKeyGetter] = MappingProxyType(
+    {
+        "file": _key_of_local_file,
+        "az": _first_of("etag"),
+        "abfs": _first_of("etag"),
+        "s3": _first_of("ETag"),
+        "gcs": _first_of("generation", "etag", "md5Hash"),
+        DEFAULT_PROTOCOL: _key_by_checksum_or_time,
+    }
+)
+
+
+def change_key_getter(
+    protocols: frozenset[str], change_keys: Mapping[str, ChangeKeyGetter]
+) -> ChangeKeyGetter:
+    """The getter for a filesystem that goes by these names, else the default."""
+    for protocol in sorted(protocols):
+        if protocol in change_keys:
+            return change_keys[protocol]
+    return change_keys.get(DEFAULT_PROTOCOL, _key_by_checksum_or_time)
+
+
+def modification_time_ns(info: Mapping[str, Any]) -> int | None:
+    """When a file was modified, in nanoseconds since 1970, by what a listing says of it."""
+    for name in _TIME_FIELDS:
+        value = info.get(name)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+            return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return int(value * 1_000_000) * 1000
+    return None
+
+
+def protocols_of(filesystem: Any) -> frozenset[str]:
+    """The names that a filesystem goes by."""
+    protocol = filesystem.protocol
+    return frozenset({protocol} if isinstance(protocol, str) else protocol)
+
+
+def local_path_of(filesystem: Any, root: str) -> str | None:
+    """The directory of this machine that *root* on *filesystem* is; None where it is none."""
+    if not isinstance(filesystem, LocalFileSystem):
+        return None
+    return os.path.abspath(str(filesystem._strip_protocol(root)))
+
+
+def open_filesystem(url: str, storage_options: Mapping[str, object] | None = None) -> tuple[Any, str, str]:
+    """Connect to what a directory or URL names.
+
+    Returns:
+        The fsspec filesystem, the path on it, and the URL as it may be shown, without passwords.
+
+    Raises:
+        RepositoryError: an unknown protocol, a library that is not installed, options it does not take.
+    """
+    shown = _PASSWORD.sub(r"\1:***@", url)
+    if not url:
+        raise RepositoryError("the name of a directory or URL is empty")
+    if _LOCAL_URL.match(url) or not _PROTOCOL.match(url):
+        path = _LOCAL_URL.sub("", url, count=1)
+        return fsspec.filesystem("file"), os.path.abspath(path), shown
+    options: dict[str, Any] = dict(storage_options or {})
+    if url.partition("://")[0].lower() in _OBJECT_STORES:
+        options = {"use_listings_cache": False, "skip_instance_cache": True, **options}
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:
+        # Whatever a protocol's library raises while it connects: missing module, wrong option, no network.
+        raise RepositoryError(_PASSWORD.sub(r"\1:***@", f"cannot open {url}: {error}")) from error
+    return filesystem, root, shown
+
+
+def store_on(filesystem: Any, root: str, *, url: str | None = None) -> Store:
+    """A store for the objects of a heap, or for snapshots, at a path on a filesystem."""
+    fs_path = local_path_of(filesystem, root)
+    if fs_path is not None:
+        return LocalStore(fs_path, file_mode=_OBJECT_MODE)
+    shown = url or f"{sorted(protocols_of(filesystem))[0]}://{root}"
+    return FsspecStore(filesystem, filesystem._strip_protocol(root), url=shown)
+
+
+def store_at(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
+    """As :func:`store_on`, for a directory or URL.
+
+    Raises:
+        RepositoryError: it cannot be opened.
+    """
+    if _LOCAL_URL.match(url) or not _PROTOCOL.match(url):
+        return LocalStore(_LOCAL_URL.sub("", url, count=1), file_mode=_OBJECT_MODE)
+    return open_store(url, storage_options)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteName:
+    """One name of a directory.
+
+    Attributes:
+        base: the last component, as the filesystem has it; it may be one that no tree can hold.
+        kind: ``file``, ``directory`` or ``other``.
+        size: in bytes; None where the filesystem does not tell.
+        mtime_ns: when it was modified; 0 where the filesystem does not tell.
+        change_key: see ``CHANGE_KEYS``.
+    """
+
+    base: str
+    kind: str
+    size: int | None
+    mtime_ns: int
+    change_key: str | None
+
+
+class RemoteFiles:
+    """The files below a path on a filesystem that is not this machine's. Safe to use from several threads.
+
+    Paths are relative, with ``/``. Every method raises RepositoryError for what the filesystem does.
+    """
+
+    def __init__(
+        self,
+        filesystem: Any,
+        root: str,
+        *,
+        url: str | None = None,
+        change_keys: Mapping[str, ChangeKeyGetter],
+    ) -> None:
+        """Nothing is looked at before it is used."""
+        self._fs: AbstractFileSystem = filesystem
+        self._root = filesystem._strip_protocol(root).rstrip("/")
+        self._protocols = protocols_of(filesystem)
+        self.url = url or f"{sorted(self._protocols)[0]}://{self._root}"
+        self._change_key = change_key_getter(self._protocols, change_keys)
+        self.has_directories = self._protocols.isdisjoint(_OBJECT_STORES)
+
+    def list_directory(self, directory: str) -> list[RemoteName]:
+        """List a directory, ``""`` for the top, sorted by the names' bytes. One that is not there is empty.
+
+        Raises:
+            RepositoryNotFoundError: the top is not there.
+        """
+        path = self._path(directory)
+        with self._translated("list", directory):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(path, detail=True)
+            except FileNotFoundError as error:
+                if directory:
+                    return []
+                raise RepositoryNotFoundError(f"{self.url} is not there") from error
+        names = []
+        for info in found:
+            # A marker object for the directory, or the path when it is a file, stands in its own listing.
+            full = str(info["name"]).rstrip("/")
+            if full.strip("/") != path.strip("/"):
+                names.append(self._name_of(full.rpartition("/")[2], info))
+        return sorted(names, key=lambda name: os.fsencode(name.base))
+
+    def look(self, path: str) -> RemoteName | None:
+        """Look at one name; None where there is nothing."""
+        with self._translated("look at", path):
+            self._fs.invalidate_cache()
+            try:
+                info = self._fs.info(self._path(path))
+            except FileNotFoundError:
+                return None
+        return self._name_of(path.rpartition("/")[2], info)
+
+    def iter_content(self, path: str, size: int | None) -> Iterator[bytes]:
+        """A file's content in pieces of bounded length: exactly *size* bytes, where that is known.
+
+        Raises:
+            IntegrityError: the file ends before *size*.
+        """
+        if size is None:
+            yield from self._iter_stream(path)
+            return
+        offset = 0
+        while offset < size:
+            end = min(offset + _PIECE_LEN, size)
+            with self._translated("read", path):
+                # Not through a file object: memory:// has one for all readers, others cache as they like.
+                piece = bytes(self._fs.cat_file(self._path(path), start=offset, end=end))
+            if len(piece) != end - offset:
+                raise IntegrityError(
+                    f"{path} in {self.url}: {offset + len(piece)} bytes, expected {size}",
+                    path=path,
+                    expected=size,
+                    actual=offset + len(piece),
+                )
+            yield piece
+            offset = end
+
+    def replace(self, path: str, file: BinaryIO, size: int) -> RemoteName:
+        """Give *path* the content of a file, at position 0, in place of what it had: never a part of it.
+
+        Returns:
+            The file as it is now.
+
+        Raises:
+            RepositoryError: it failed; what was there is there still, unless the storage cut the upload.
+        """
+        with self._translated("write", path):
+            if "memory" in self._protocols:
+                self._fs.pipe_file(self._path(path), file.read())
+            elif self.has_directories:
+                self._replace_by_rename(path, file)
+            elif size <= _PIECE_LEN:
+                self._fs.pipe_file(self._path(path), file.read())
+            else:
+                self._upload(file, self._path(path))
+        written = self.look(path)
+        if written is None or written.size not in (size, None):
+            found = "nothing" if written is None else f"{written.size} bytes"
+            raise RepositoryError(f"{path} in {self.url}: {found} there after writing {size} bytes")
+        return written
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is gone already, or gave way to a directory, is no error."""
+        if self.has_directories:
+            there = self.look(path)
+            if there is None or there.kind == "directory":
+                return
+        with self._translated("delete", path), suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(path))
+        there = self.look(path)
+        # On object stores a file and what looks like a directory may share a name.
+        if there is not None and there.kind != "directory":
+            raise RepositoryError(f"cannot delete {path} in {self.url}: it is still there")
+
+    def delete_directory(self, path: str) -> None:
+        """Remove an empty directory, where there are such things; one that is gone already is no error."""
+        if not self.has_directories:
+            return
+        with self._translated("delete", path), suppress(FileNotFoundError):
+            self._fs.rmdir(self._path(path))
+
+    def delete_tree(self, path: str) -> None:
+        """Remove a directory with everything below it. Not by patterns, which fsspec would make of a ``*``."""
+        for name in self.list_directory(path):
+            below = f"{path}/{name.base}"
+            if name.kind == "directory":
+                self.delete_tree(below)
+            else:
+                self.delete(below)
+        self.delete_directory(path)
+
+    def make_way(self, path: str, *, replace_directories: bool) -> None:
+        """Remove a file that stands where a directory above *path* has to be, and a directory in its own place.
+
+        Raises:
+            RepositoryError: a directory stands in its place and may not be replaced.
+        """
+        if not self.has_directories:
+            return
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            above = self.look("/".join(parts[:depth]))
+            if above is None:
+                break
+            if above.kind != "directory":
+                self.delete("/".join(parts[:depth]))
+        there = self.look(path)
+        if there is not None and there.kind == "directory":
+            if not replace_directories and self.list_directory(path):
+                raise RepositoryError(
+                    f"{path} in {self.url}: a directory that is not empty stands in its place"
+                )
+            self.delete_tree(path)
+
+    def make_root(self) -> None:
+        """Make the place itself where there are directories; a bucket is its owner's to make."""
+        if self.has_directories:
+            with self._translated("make", ""):
+                self._fs.makedirs(self._root, exist_ok=True)
+
+    def _replace_by_rename(self, path: str, file: BinaryIO) -> None:
+        full = self._path(path)
+        parent, _, base = full.rpartition("/")
+        temporary = f"{parent}/{os.fsdecode(durable.make_temporary_name(os.fsencode(base)))}"
+        self._fs.makedirs(parent, exist_ok=True)
+        try:
+            self._upload(file, temporary)
+            self._rename_over(temporary, full)
+        except BaseException:
+            # The first error is the one to tell.
+            with suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def _rename_over(self, temporary: str, full: str) -> None:
+        if not self._fs.exists(full):
+            self._rename(temporary, full)
+            return
+        # SFTP's plain rename does not replace. The old file is set aside, and comes back if that fails.
+        parent, _, base = full.rpartition("/")
+        aside = f"{parent}/{os.fsdecode(durable.make_temporary_name(os.fsencode(base)))}"
+        self._rename(full, aside)
+        try:
+            self._rename(temporary, full)
+        except BaseException:
+            self._rename(aside, full)
+            raise
+        self._fs.rm_file(aside)
+
+    def _rename(self, old: str, new: str) -> None:
+        if type(self._fs).mv is AbstractFileSystem.mv:
+            # fsspec's own mv would take '*' and '[' in a path for a pattern.
+            self._fs.cp_file(old, new)
+            self._fs.rm_file(old)
+        else:
+            self._fs.mv(old, new)
+
+    def _upload(self, file: BinaryIO, full: str) -> None:
+        with tempfile.NamedTemporaryFile(prefix="ibt-upload-") as copy:
+            while chunk := file.read(_PIECE_LEN):
+                copy.write(chunk)
+            copy.flush()
+            self._fs.put_file(copy.name, full)
+
+    def _iter_stream(self, path: str) -> Iterator[bytes]:
+        with self._translated("read", path):
+            stream = cast(BinaryIO, self._fs.open(self._path(path), "rb"))
+        with stream:
+            while True:
+                with self._translated("read", path):
+                    piece = stream.read(_PIECE_LEN)
+                if not piece:
+                    return
+                yield piece
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _name_of(self, base: str, info: Mapping[str, Any]) -> RemoteName:
+        kind = info.get("type")
+        size = info.get("size")
+        mtime_ns = modification_time_ns(info) or 0
+        key = self._change_key(info) if kind == "file" else None
+        if key is not None and key.startswith(_BY_TIME) and mtime_ns > time.time_ns() - _RACY_NS:
+            key = None  # it may be written again within the same tick
+        return RemoteName(
+            base,
+            kind if kind in ("file", "directory") else "other",
+            size if isinstance(size, int) and size >= 0 else None,
+            mtime_ns,
+            key,
+        )
+
+    @contextmanager
+    def _translated(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except BackupError:
+            raise
+        except OSError as error:
+            raise translate_os_error(error, action, path, self.url) from error
+        except Exception as error:
+            # Each protocol's library has errors of its own, which have no other base in common.
+            what = f"{path} in {self.url}" if path else self.url
+            raise RepositoryError(f"cannot {action} {what}: {type(error).__name__}: {error}") from error
