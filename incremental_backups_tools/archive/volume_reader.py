@@ -87,6 +87,11 @@ class VolumeReader:
         """Bytes of the uncompressed tar."""
         return self._table.tar_len
 
+    @property
+    def opening_range(self) -> tuple[int, int]:
+        """Offset and length of the part of the *file* that was read to open it: its end."""
+        return self._size - self._opening_len, self._opening_len
+
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the uncompressed tar.
 
@@ -210,6 +215,7 @@ class VolumeReader:
             raise ArchiveFormatError(f"seek table of {table_len} bytes in a file of {self._size}")
         if table_len > tail_len:
             tail = self._fetch(self._size - table_len, table_len - tail_len) + tail
+        self._opening_len = len(tail)
         return parse_seek_table(tail[-table_len:], file_len=self._size)
 
     def _fetch(self, offset: int, length: int) -> bytes:

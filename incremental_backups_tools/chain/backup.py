@@ -77,6 +77,7 @@ from incremental_backups_tools.repository.locations import default_repository
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.protection import NO_PROTECTION
 from incremental_backups_tools.repository.repository import Repository
+from incremental_backups_tools.repository.tiered import TieredStore
 from incremental_backups_tools.tree.entry import bytes_of, printable, text_or_b64
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.source import Source, fs_path_of, walk_source
@@ -365,8 +366,9 @@ class _Run:
 
     def _own_directories(self) -> set[tuple[int, int]]:
         """The repository and the cache, should they lie in the source: a backup of them would never end."""
-        store = self._repository.base
-        places = [self._cache.fs_path] + ([store.url] if isinstance(store, LocalStore) else [])
+        base = self._repository.base
+        stores = (base.hot, base.cold) if isinstance(base, TieredStore) else (base,)
+        places = [self._cache.fs_path] + [store.url for store in stores if isinstance(store, LocalStore)]
         found = set()
         for place in places:
             with suppress(OSError):  # not there, so not in the source

@@ -43,6 +43,7 @@ class History:
         stored_ids: of every backup whose state is there, sorted, oldest first.
         backup_ids: those of them that are points in time. One that was forgotten is not: it is kept because others
             stand on it.
+        forgotten_ids: of which there is a marker that says so, whether their state is there or not.
     """
 
     def __init__(self, repository: Repository, key: str) -> None:
@@ -57,6 +58,7 @@ class History:
         self.backup_ids: list[str] = [
             backup_id for backup_id in self.stored_ids if backup_id not in forgotten
         ]
+        self.forgotten_ids = frozenset(forgotten)
         self._is_signed = any(stored.name.role is Role.STATE_SIGNATURE for stored in objects)
         self._headers: dict[str, StateHeader] = {}
 
@@ -79,6 +81,10 @@ class History:
     def stored_headers(self) -> list[StateHeader]:
         """The headers of all backups, also of those that were forgotten, oldest first."""
         return [self.header(backup_id) for backup_id in self.stored_ids]
+
+    def generation(self, backup_id: str) -> int:
+        """The generation of a backup of :attr:`stored_ids`."""
+        return self._backups[backup_id].generation
 
     def newest_point(self) -> tuple[str, int] | None:
         """Id and generation of the newest point in time; None where there is none."""

@@ -25,6 +25,7 @@ from incremental_backups_tools.chain.history import (
 )
 from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
+from incremental_backups_tools.chain.restore_plan import needed_archives
 from incremental_backups_tools.durable import sync_filesystem
 from incremental_backups_tools.exceptions import (
     BackupError,
@@ -221,6 +222,8 @@ class _Restore:
         chain = history.chain_to(backup_id)
         self._states = history.states(backup_id)
         self._archives = Archives(repository.store, history.key, chain)
+        self._store = repository.store
+        self._key = history.key
         self._options = options
         self._report = report
         self._selection = Selection(options.paths)
@@ -237,6 +240,10 @@ class _Restore:
         if self._options.dry_run:
             self._plan()
             return
+        if self._store.needs_preparing:
+            self._store.prepare(
+                needed_archives(self._key, Selection(self._options.paths).filter(resolve(self._states)))
+            )
         with ExitStack() as stack:
             destination = stack.enter_context(Destination(self._report.destination))
             applier = MetadataApplier(numeric_owner=self._options.numeric_owner, on_problem=self._warn)

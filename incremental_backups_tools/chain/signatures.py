@@ -30,7 +30,7 @@ def put_signature(store: Store, state: ObjectName, file: BinaryIO, signer: Signe
     while chunk := file.read(_CHUNK_LEN):
         digests.update(chunk)
     signature = signer.sign(digests.of(b"sha512") or b"")
-    name = _signature_name(state)
+    name = signature_name(state)
     store.create(name.path, signature)
     return ArchiveFile(name.file_name, str(name.role), len(signature), blake3(signature).hexdigest())
 
@@ -44,7 +44,7 @@ def open_verified(store: Store, state: ObjectName, verifier: Verifier) -> Binary
         RepositoryError: it cannot be read.
     """
     try:
-        signature = store.read(_signature_name(state).path, max_size=SIGNATURE_LEN_MAX)
+        signature = store.read(signature_name(state).path, max_size=SIGNATURE_LEN_MAX)
     except ObjectNotFoundError:
         raise IntegrityError(
             f"{state.path}: is not signed", path=state.path, expected="a signature", actual=None
@@ -64,5 +64,6 @@ def open_verified(store: Store, state: ObjectName, verifier: Verifier) -> Binary
     return cast(BinaryIO, file)
 
 
-def _signature_name(state: ObjectName) -> ObjectName:
+def signature_name(state: ObjectName) -> ObjectName:
+    """The name of a state's signature."""
     return replace(state, role=Role.STATE_SIGNATURE, encrypted=False)

@@ -31,7 +31,7 @@ _COMPLETION_VARIABLE = "_IBT_COMPLETE"
 _CLI = "incremental_backups_tools.cli"
 _BACKUPS = "Back up and restore"
 _LOOKING = "Look at backups"
-_KEEPING = "Thin them out"
+_KEEPING = "Thin them out, carry them elsewhere"
 _KEYS = "Keys and cache"
 _HEAP = "Whole files by content"
 _DELTAS = "Single files, as rdiff"
@@ -49,6 +49,7 @@ _COMMANDS = (
     LazyCommand("prune", f"{_CLI}.prune", _KEEPING, "Forget points in time, and free what they alone need."),
     LazyCommand("merge", f"{_CLI}.merge", _KEEPING, "Replace a run of increments by one."),
     LazyCommand("rebase", f"{_CLI}.merge", _KEEPING, "Turn a point in time into a full backup."),
+    LazyCommand("copy", f"{_CLI}.copy", _KEEPING, "Carry backups to another repository."),
     LazyCommand("key", f"{_CLI}.key", _KEYS, "Say whom files are encrypted to."),
     LazyCommand("cache", f"{_CLI}.cache", _KEYS, "Look at the local cache, or remove parts of it."),
     LazyCommand(

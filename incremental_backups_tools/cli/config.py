@@ -3,6 +3,7 @@
 ::
 
     repository = "s3://backups/laptop"     # where neither -r nor IBT_REPOSITORY says
+    hot-prefix = "s3://hot/laptop"         # where all but its archives is, if that is another place
     limit-upload = "2M"                    # bytes a second
     limit-download = "10M"
 
@@ -27,7 +28,7 @@ import platformdirs
 from incremental_backups_tools.repository.locations import APPLICATION
 
 _VARIABLE: Final = "IBT_CONFIG"
-_TEXTS: Final = ("repository", "limit-upload", "limit-download")
+_TEXTS: Final = ("repository", "hot-prefix", "limit-upload", "limit-download")
 _STORAGE: Final = "storage"
 
 
@@ -42,6 +43,7 @@ class Config:
 
     fs_path: str
     repository: str | None = None
+    hot_prefix: str | None = None
     limit_upload: str | None = None
     limit_download: str | None = None
     storage: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -96,6 +98,7 @@ def _parse(fs_path: str, found: dict[str, Any]) -> Config:
     return Config(
         fs_path,
         repository=found.get("repository"),
+        hot_prefix=found.get("hot-prefix"),
         limit_upload=found.get("limit-upload"),
         limit_download=found.get("limit-download"),
         storage=storage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B|)", re.IGNORECASE)
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_REPOSITORY_VARIABLE: Final = "IBT_REPOSITORY"
+REPOSITORY_VARIABLE: Final = "IBT_REPOSITORY"
 
 
 @dataclass(slots=True)
@@ -26,6 +26,7 @@ class Settings:
     """What the options that all commands share say. They may stand before a command's name and behind it."""
 
     repository: str | None = None
+    hot_prefix: str | None = None
     json: bool = False
     quiet: bool = False
     verbosity: int = 0
@@ -45,7 +46,7 @@ class Settings:
         # Help and completion must not import a library.
         from incremental_backups_tools.cli.place import find_place
 
-        return find_place(self, os.environ.get(_REPOSITORY_VARIABLE))
+        return find_place(self, os.environ.get(REPOSITORY_VARIABLE))
 
 
 def _set(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -66,12 +67,22 @@ def _set_rate(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 def _add_storage_options(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
-    options = context.ensure_object(Settings).storage_options
+    context.ensure_object(Settings).storage_options.update(storage_options_of(values))
+
+
+def storage_options_of(values: Iterable[str]) -> dict[str, object]:
+    """Storage options out of texts ``NAME=VALUE``.
+
+    Raises:
+        click.BadParameter: one of them is not of that form.
+    """
+    options: dict[str, object] = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not name or not equals:
             raise click.BadParameter(f"{value!r} is not NAME=VALUE")
         options[name] = value_of(text)
+    return options
 
 
 def value_of(text: str) -> object:
@@ -98,6 +109,13 @@ _COMMON: Final = (
         callback=_set,
         help="Where the backups are: a directory or an fsspec URL.  [default: IBT_REPOSITORY, else a "
         "directory among the user's data]",
+    ),
+    click.option(
+        "--hot-prefix",
+        metavar="URL",
+        expose_value=False,
+        callback=_set,
+        help="Where all but the archives of files is, if that is another place: states, signatures, locks.",
     ),
     click.option(
         "--storage-option",
@@ -157,7 +175,7 @@ _COMMON: Final = (
 )
 _COMMON_NAMES: Final = frozenset(
     {
-        *("repository", "storage_options", "limit_upload", "limit_download"),
+        *("repository", "hot_prefix", "storage_options", "limit_upload", "limit_download"),
         *("json", "quiet", "verbosity", "threads", "help"),
     }
 )

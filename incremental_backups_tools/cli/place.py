@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import click
 
 from incremental_backups_tools.cli.config import read_config
 from incremental_backups_tools.cli.options import Settings, size_of
-from incremental_backups_tools.repository.limits import Limits, TokenBucket
+from incremental_backups_tools.repository.limits import UNLIMITED, Limits, TokenBucket
+from incremental_backups_tools.repository.locations import default_repository
 from incremental_backups_tools.repository.open import StoreAddress, is_url
 from incremental_backups_tools.repository.remote_base import RemoteOptions
+from incremental_backups_tools.repository.tiered import TieredAddress
 
 
-def find_place(settings: Settings, from_environment: str | None) -> str | StoreAddress | None:
+def find_place(settings: Settings, from_environment: str | None) -> str | StoreAddress | TieredAddress | None:
     """Where the repository is, and what is needed to open it; None is the user's data directory.
 
     Raises:
@@ -19,16 +24,57 @@ def find_place(settings: Settings, from_environment: str | None) -> str | StoreA
         OSError: the configuration file cannot be read.
     """
     config = read_config()
-    place = settings.repository if settings.repository is not None else from_environment or config.repository
-    if place is None or not is_url(place):
+    named = settings.repository if settings.repository is not None else from_environment or None
+    place = named if named is not None else config.repository
+    # The file's is that of the file's repository.
+    hot = settings.hot_prefix or (config.hot_prefix if named is None else None)
+    limits = UNLIMITED
+    if any(one is not None and is_url(one) for one in (place, hot)):
+        limits = Limits(
+            upload=_bucket(settings.limit_upload, config.limit_upload, f"{config.fs_path}: limit-upload"),
+            download=_bucket(
+                settings.limit_download, config.limit_download, f"{config.fs_path}: limit-download"
+            ),
+        )
+    else:
         _refuse_options_of_urls(settings)
-        return place
-    limits = Limits(
-        upload=_bucket(settings.limit_upload, config.limit_upload, f"{config.fs_path}: limit-upload"),
-        download=_bucket(settings.limit_download, config.limit_download, f"{config.fs_path}: limit-download"),
+
+    def address(one: str) -> str | StoreAddress:
+        if not is_url(one):
+            return one
+        options = {**config.storage_options(one), **settings.storage_options}
+        return StoreAddress(one, options, RemoteOptions(limits=limits))
+
+    if hot is not None:
+        return TieredAddress(address(place if place is not None else default_repository()), address(hot))
+    return address(place) if place is not None else None
+
+
+def find_places(
+    settings: Settings, from_environment: str | None, to: str, to_options: dict[str, object]
+) -> tuple[str | os.PathLike[str] | None, str | os.PathLike[str]]:
+    """Where backups are copied from and where to; limits may be given if one of the two is at a URL.
+
+    Args:
+        to_options: storage options of *to*.
+
+    Raises:
+        click.UsageError, OSError: as :func:`find_place`.
+    """
+    target_settings = replace(settings, repository=to, hot_prefix=None, storage_options=to_options)
+    source = (
+        settings.repository
+        if settings.repository is not None
+        else from_environment or read_config().repository
     )
-    options = {**config.storage_options(place), **settings.storage_options}
-    return StoreAddress(place, options, RemoteOptions(limits=limits))
+    is_source_url = source is not None and is_url(source)
+    if is_url(to) and not is_source_url:
+        settings = replace(settings, limit_upload=None, limit_download=None)
+    elif is_source_url and not is_url(to):
+        target_settings = replace(target_settings, limit_upload=None, limit_download=None)
+    target = find_place(target_settings, None)
+    assert target is not None  # it was given
+    return find_place(settings, from_environment), target
 
 
 def _refuse_options_of_urls(settings: Settings) -> None:

@@ -5,6 +5,7 @@ Secrets never stand on the command line, where everybody sees them: they are in 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -201,8 +202,17 @@ def open_chosen(settings: Settings, cache_root: str | None = None) -> Repository
         DecryptionError: the identities do not open it.
         BackupError: a key file cannot be read.
     """
+    return open_place(settings.repository_place, cache_root)
+
+
+def open_place(place: str | os.PathLike[str] | None, cache_root: str | None = None) -> Repository:
+    """The repository at *place*, None for the user's own, with the keys that the options name.
+
+    Raises:
+        as :func:`open_chosen`.
+    """
     repository = open_repository(
-        settings.repository_place,
+        place,
         protection=read_protection(),
         cache_root=cache_root or _keys().cache_dir or None,
     )

@@ -10,6 +10,7 @@ import click
 
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
+from incremental_backups_tools.chain.restore_plan import RestorePlan, plan_restore
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
@@ -50,6 +51,9 @@ from incremental_backups_tools.tree.selection import Selection
     "replaced with it.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
+@click.option(
+    "--plan", is_flag=True, help="Say what would be read of the repository, were DEST empty; restore nothing."
+)
 @reading_options
 @common_options
 @click.pass_obj
@@ -64,6 +68,7 @@ def restore(
     verify_metadata: bool,
     fsync: str,
     dry_run: bool,
+    plan: bool,
 ) -> ExitStatus:
     """Restore a backup into the directory DEST, all of it or each PATH with everything below.
 
@@ -73,10 +78,14 @@ def restore(
     Nothing outside DEST is written. Every file is checked before it gets its name; one that is damaged is named,
     the others are restored, and the exit status is 3.
     """
-    _check_destination(dest)
+    if not plan:
+        _check_destination(dest)
     repository = open_chosen(settings)
     found = find_point(repository, point)
     key, backup_id = found.header.key, found.header.id
+    if plan:
+        _show_plan(plan_restore(key, repository=repository, at=backup_id, paths=paths or None), settings)
+        return ExitStatus.DONE
     warn_of_slow_kernel()
 
     def iter_sizes() -> Iterator[int]:
@@ -114,6 +123,24 @@ def _check_destination(dest: str) -> None:
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), existing)
+
+
+def _show_plan(plan: RestorePlan, settings: Settings) -> None:
+    if settings.json:
+        print_document(plan.to_dict())
+        return
+    for planned in plan.objects:
+        ranges = ", ".join(f"{offset}-{offset + length - 1}" for offset, length in planned.ranges)
+        note = "" if planned.is_exact else "  (its seek table cannot be read now)"
+        print_line(f"{planned.name}  {planned.bytes_read} of {planned.size} bytes: {ranges}{note}")
+    if not settings.quiet:
+        tiers = "; ".join(
+            f"{tier.name}: {count_text(tier.objects, 'object')} of {size_text(tier.size)}, "
+            f"{size_text(tier.bytes_read)} read in about {count_text(tier.requests, 'request')}"
+            for tier in plan.tiers
+        )
+        files = f"{count_text(plan.files, 'file')} of {size_text(plan.bytes_restored)}"
+        print_line(f"{plan.backup_key}@{plan.backup_date}: {files}. {tiers}")
 
 
 def _show(report: RestoreReport, settings: Settings) -> None:

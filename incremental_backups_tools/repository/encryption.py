@@ -108,6 +108,10 @@ class AgeStore(Store):
     def features(self) -> StoreFeatures:
         return self.base.features
 
+    @property
+    def needs_preparing(self) -> bool:  # type: ignore[override]
+        return self.base.needs_preparing
+
     # --- what is the same ---------------------------------------------------------------------------------
 
     def list_objects(self, prefix: str = "") -> list[ObjectInfo]:
@@ -178,6 +182,18 @@ class AgeStore(Store):
         if copy is not None and copy.seal.stored_size == stored_size:
             return copy.length
         return self._open_object(name, stored_size).length
+
+    def stored_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        if not _is_age(name):
+            return self.base.stored_ranges(name, ranges)
+        opened = self._open_object(name)
+        stored = [(0, max(opened.start, min(opened.stored_size, _START_LEN)))]
+        for offset, length in ranges:
+            if length:
+                first, last = offset // age.CHUNK_LEN, (offset + length - 1) // age.CHUNK_LEN
+                begin, stop = self._sealed_range(opened, first, last + 1)
+                stored.append((begin, stop - begin))
+        return stored
 
     def check_identities(self, name: str) -> None:
         """Make sure that an identity opens an object, whether there is a copy or not.
@@ -292,8 +308,7 @@ class AgeStore(Store):
     def _read_chunk_run(self, name: str, opened: _Opened, first: int, end: int) -> bytes:
         what = f"{name} in {self.url}"
         last_of_all = max(0, -(-opened.length // age.CHUNK_LEN) - 1)
-        begin = opened.start + first * age.SEALED_CHUNK_LEN
-        stop = min(opened.start + end * age.SEALED_CHUNK_LEN, opened.stored_size)
+        begin, stop = self._sealed_range(opened, first, end)
         sealed = memoryview(self.base.read_range(name, begin, stop - begin))
         return b"".join(
             age.open_chunk(
@@ -305,6 +320,12 @@ class AgeStore(Store):
             )
             for number, at in zip(range(first, end), range(0, len(sealed), age.SEALED_CHUNK_LEN), strict=True)
         )
+
+    @staticmethod
+    def _sealed_range(opened: _Opened, first: int, end: int) -> tuple[int, int]:
+        """Where the chunks from *first* to before *end* lie: from, and to before."""
+        begin = opened.start + first * age.SEALED_CHUNK_LEN
+        return begin, min(opened.start + end * age.SEALED_CHUNK_LEN, opened.stored_size)
 
     def _forget(self, name: str) -> None:
         with self._mutex:

@@ -47,6 +47,7 @@ from incremental_backups_tools.repository.locations import default_cache_root
 from incremental_backups_tools.repository.own_key import with_own_key
 from incremental_backups_tools.repository.protection import NO_PROTECTION, Protection
 from incremental_backups_tools.repository.store import Store
+from incremental_backups_tools.repository.tiered import TieredAddress, TieredStore
 
 FORMAT = "ibt-repository"
 VERSION = 1
@@ -70,6 +71,7 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     id: str
     encryption: str = ENCRYPTION_NONE
+    tiered: bool | msgspec.UnsetType = msgspec.UNSET  # its archives lie in another place
 
 
 class _ConfigVersion(msgspec.Struct, frozen=True):
@@ -132,6 +134,7 @@ class Repository:
         url_or_store: str | os.PathLike[str] | Store,
         *,
         create: bool = False,
+        encryption: str | None = None,
         storage_options: Mapping[str, object] | None = None,
         protection: Protection = NO_PROTECTION,
         cache_root: str | os.PathLike[str] | None = None,
@@ -141,6 +144,7 @@ class Repository:
         Args:
             url_or_store: a directory, an fsspec URL, or a store.
             create: make one where there is nothing yet, encrypted if *protection* has recipients or a passphrase.
+            encryption: ``none`` or ``age``: what one that is made is to be, whatever *protection* has.
             storage_options: for the filesystem of a URL.
             protection: the keys of this run.
             cache_root: the directory of the local cache; None is the user's.
@@ -161,9 +165,15 @@ class Repository:
             kept = protection.recipients_of(config.id if config is not None else None, store.url)
             protection = replace(protection, recipients=kept)
         if config is None and create:
-            config = _create_config(store, ENCRYPTION_AGE if protection.wants_encryption else ENCRYPTION_NONE)
+            if encryption == ENCRYPTION_NONE and protection.wants_encryption:
+                raise RepositoryError(
+                    f"{store.url}: none in plain is made where recipients are named or kept"
+                )
+            wanted = ENCRYPTION_AGE if protection.wants_encryption else ENCRYPTION_NONE
+            config = _create_config(store, encryption or wanted)
         if config is None:
             raise RepositoryNotFoundError(f"there is no repository at {store.url} (no {CONFIG_NAME})")
+        _check_places(store, config, create=create)
         if config.encryption == ENCRYPTION_AGE:
             protection = with_own_key(store, protection, create=create)
         return cls(store, config, protection=protection, cache_root=cache_root)
@@ -324,6 +334,9 @@ def parse_config(data: bytes, *, where: str) -> RepositoryConfig:
 
 
 def _open_store(place: str | os.PathLike[str], storage_options: Mapping[str, object] | None) -> Store:
+    if isinstance(place, TieredAddress):
+        hot, cold = (_open_store(part, storage_options) for part in (place.hot, place.cold))
+        return TieredStore(hot, cold)
     fs_path = os.fspath(place)
     if fs_path and "://" not in fs_path and not storage_options:
         return LocalStore(fs_path)
@@ -347,9 +360,21 @@ def read_config(store: Store) -> RepositoryConfig | None:
 
 
 def _create_config(store: Store, encryption: str) -> RepositoryConfig:
-    _require_empty(store)
+    for place in (store.hot, store.cold) if isinstance(store, TieredStore) else (store,):
+        _require_empty(place)
+    if isinstance(store, TieredStore) and read_config(store.cold) is not None:
+        raise RepositoryError(
+            f"{store.cold.url} is a repository or holds the archives of one, and {store.hot.url} does not belong to "
+            f"it: it has no {CONFIG_NAME}"
+        )
     store.make_root()
-    config = RepositoryConfig(format=FORMAT, version=VERSION, id=secrets.token_hex(16), encryption=encryption)
+    config = RepositoryConfig(
+        format=FORMAT,
+        version=VERSION,
+        id=secrets.token_hex(16),
+        encryption=encryption,
+        tiered=True if isinstance(store, TieredStore) else msgspec.UNSET,
+    )
     # Where another process was faster, its repository is this one. Read back in any case: of two who wrote at
     # once, both go on with the one that stayed.
     with suppress(ObjectExistsError):
@@ -358,6 +383,38 @@ def _create_config(store: Store, encryption: str) -> RepositoryConfig:
     if stored is None:
         raise RepositoryError(f"{CONFIG_NAME} was written to {store.url} and is not there")
     return stored
+
+
+def _check_places(store: Store, config: RepositoryConfig, *, create: bool) -> None:
+    """Make sure that a repository in two places is opened as one, with both, and no other is.
+
+    Raises:
+        RepositoryError: it is not.
+    """
+    if not isinstance(store, TieredStore):
+        if config.tiered is True:
+            raise RepositoryError(
+                f"{store.url} is one of two places that a repository lies in: name both (--repository for its "
+                "archives, --hot-prefix for all else)"
+            )
+        return
+    if config.tiered is not True:
+        raise RepositoryError(
+            f"{store.hot.url} is a repository by itself, and no --hot-prefix of another place"
+        )
+    found = read_config(store.cold)
+    if found is None and create and not any(is_key(name) for name in store.hot.list_directories()):
+        # Its first run, or one that was killed in between.
+        _require_empty(store.cold)
+        store.cold.make_root()
+        with suppress(ObjectExistsError):
+            store.cold.create(CONFIG_NAME, msgspec.json.encode(config))
+        found = read_config(store.cold)
+    if found is None or found.id != config.id:
+        raise RepositoryError(
+            f"{store.cold.url} does not hold the archives of the repository at {store.hot.url}: "
+            + ("it has no ibt.json" if found is None else "they are two repositories")
+        )
 
 
 def _require_empty(store: Store) -> None:

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -117,10 +117,13 @@ class Store(ABC):
     Attributes:
         url: where it is, for people: without passwords.
         is_encrypted: backups' files have names in ``.age``, and their bytes are encrypted where they lie.
+        needs_preparing: what :meth:`prepare` is asked for cannot be read before. Where this is false, nobody works
+            out what it would have to be asked for.
     """
 
     url: str
     is_encrypted: bool = False
+    needs_preparing: bool = False
 
     @property
     @abstractmethod
@@ -204,7 +207,8 @@ class Store(ABC):
     def prepare(self, names: Iterable[str]) -> None:
         """Ask for objects that cannot be read at once, and return when they can be.
 
-        What lies in an archive tier has to be thawed first. Here nothing has to be done.
+        What lies in an archive tier has to be thawed first. Here nothing has to be done. A store that overrides
+        this has *needs_preparing*.
 
         Raises:
             ObjectNotFoundError: one of them is not there.
@@ -217,6 +221,14 @@ class Store(ABC):
             ObjectNotFoundError: it is not there; not every store looks.
         """
         return stored_size
+
+    def stored_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Which parts of an object, as it lies, are read for *ranges* of its content; offsets and lengths.
+
+        Raises:
+            ObjectNotFoundError: it is not there; not every store looks.
+        """
+        return list(ranges)
 
     def read(self, name: str, *, max_size: int | None = None) -> bytes:
         """Return a whole object.

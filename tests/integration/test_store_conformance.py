@@ -29,6 +29,7 @@ from incremental_backups_tools.repository.open import StoreAddress, open_store
 from incremental_backups_tools.repository.remote import FsspecStore
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.store import ObjectInfo, Store
+from incremental_backups_tools.repository.tiered import TieredStore
 
 UNSAFE_NAMES = ["", ".", "..", "/etc/passwd", "k/../../x", "k//x", "k/", "k/.", "k/\0", "k/" + "n" * 256]
 
@@ -269,6 +270,23 @@ class StoreContract:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
         assert len(store.list_objects("k/")) == 8
+
+
+class TestTieredStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        for name in ("hot", "cold"):
+            (tmp_path / name).mkdir()
+        return TieredStore(open_store(tmp_path / "hot"), open_store(tmp_path / "cold"))
+
+    @pytest.fixture
+    def missing_store(self, tmp_path: Path) -> Store:
+        places = (open_store(str(tmp_path / "missing" / name)) for name in ("hot", "cold"))
+        return TieredStore(*places)
+
+    def plant(self, store: Store, name: str, data: bytes) -> None:
+        assert isinstance(store, TieredStore)
+        (Path(store.hot.url) / name).write_bytes(data)
 
 
 class TestLocalStore(StoreContract):
