@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from blake3 import blake3
@@ -27,11 +27,11 @@ from incremental_backups_tools.chain.at_hand import (
     require_newest,
 )
 from incremental_backups_tools.chain.backup_options import BackupOptions
+from incremental_backups_tools.chain.backup_source import BackupSource, key_of, open_source
 from incremental_backups_tools.chain.content import ContentStorer
 from incremental_backups_tools.chain.draft import Draft
 from incremental_backups_tools.chain.history import History, RepositoryPlace, identities
 from incremental_backups_tools.chain.index_cache import IndexIdentity
-from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.newest import describe_rollback, remember_newest
 from incremental_backups_tools.chain.packing import Packer, PackingResult
 from incremental_backups_tools.chain.parent_index import ParentIndex, open_parent_index
@@ -60,7 +60,6 @@ from incremental_backups_tools.exceptions import (
     BackupError,
     RepositoryNotFoundError,
     SourceError,
-    StateFormatError,
 )
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.repository.layout import (
@@ -68,7 +67,6 @@ from incremental_backups_tools.repository.layout import (
     KEY_NAME,
     RESTORE_SCRIPT_NAME,
     Role,
-    is_key,
     make_backup_id,
     parse_backup_id,
 )
@@ -77,18 +75,17 @@ from incremental_backups_tools.repository.locations import default_repository
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.protection import NO_PROTECTION
 from incremental_backups_tools.repository.repository import Repository
-from incremental_backups_tools.repository.tiered import TieredStore
-from incremental_backups_tools.tree.entry import bytes_of, printable, text_or_b64
+from incremental_backups_tools.tree.entry import text_or_b64
 from incremental_backups_tools.tree.index import Problem
-from incremental_backups_tools.tree.source import Source, fs_path_of, walk_source
+from incremental_backups_tools.tree.source import Source
 
 
 def full_backup(source: Source, repository: RepositoryPlace | None = None, **options: object) -> BackupReport:
     """Back up a directory as the beginning of a new chain.
 
     Args:
-        source: a path, a :class:`Dir`, or any object with dirtools' interface. A plain path leaves out only
-            what a ``.exclude`` file in it or *rules* names.
+        source: a path, a URL or :class:`StoreAddress`, a :class:`Dir`, or any object with dirtools' interface. A
+            plain path or URL leaves out only what a ``.exclude`` file in it or *rules* names.
         repository: a directory or an fsspec URL, made where there is nothing yet; None is a directory of the
             user's own.
         options: as :class:`BackupOptions`.
@@ -117,23 +114,10 @@ def incremental_backup(
     return _back_up(source, repository, BackupOptions(**options), force_full=False)  # type: ignore[arg-type]
 
 
-def key_of(source: Source) -> str:
-    """The key that *source* has unless another is given: its base name.
-
-    Raises:
-        ValueError: that is not a possible key.
-    """
-    name = os.path.basename(fs_path_of(source))
-    if not is_key(name):
-        raise ValueError(f"{printable(os.fsencode(name))!r} cannot be a key: name one with key (--key)")
-    return name
-
-
 def _back_up(
     source: Source, place: RepositoryPlace | None, options: BackupOptions, *, force_full: bool
 ) -> BackupReport:
-    fs_path = fs_path_of(source)
-    _check_source(fs_path)
+    tree = open_source(source, options)
     key = options.key if options.key is not None else key_of(source)
     with _full_disk_named(), ExitStack() as stack:
         repository = _open_target(place, options, stack)
@@ -151,10 +135,10 @@ def _back_up(
             repository.clean_temporaries(key)
             stack.push(partial(_clean_after_interrupt, repository, key))
         try:
-            return _Run(source, fs_path, repository, key, options, stack, lock).run(force_full=force_full)
+            return _Run(tree, repository, key, options, stack, lock).run(force_full=force_full)
         except ResumeConflictError:
             # What a killed run had stored has changed meanwhile. Its volumes stay, named by no state, for prune.
-            run = _Run(source, fs_path, repository, key, options, stack, lock, resume=False)
+            run = _Run(tree, repository, key, options, stack, lock, resume=False)
             return run.run(force_full=force_full)
 
 
@@ -178,19 +162,6 @@ def _full_disk_named() -> Iterator[None]:
         raise BackupError(f"no space left for temporary files in {where} ({error.strerror})") from error
 
 
-def _check_source(fs_path: str) -> None:
-    shown = printable(os.fsencode(fs_path))
-    try:
-        descriptor = os.open(fs_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SourceError(f"{shown}: there is no such directory") from None
-    except NotADirectoryError:
-        raise SourceError(f"{shown}: is not a directory") from None
-    except OSError as error:
-        raise SourceError(f"{shown}: {error.strerror}") from error
-    os.close(descriptor)
-
-
 def _open_target(place: RepositoryPlace | None, options: BackupOptions, stack: ExitStack) -> Repository:
     """The repository to write to; of a dry run a throw-away one where there is none yet."""
     if isinstance(place, Repository):
@@ -212,8 +183,7 @@ class _Run:
 
     def __init__(
         self,
-        source: Source,
-        fs_path: str,
+        source: BackupSource,
         repository: Repository,
         key: str,
         options: BackupOptions,
@@ -224,9 +194,8 @@ class _Run:
     ) -> None:
         self._lock = lock
         # What a killed run has encrypted cannot be compared with the source, not without an identity.
-        self._resume = resume and lock is not None and not repository.is_encrypted
+        self._resume = resume and source.can_resume and lock is not None and not repository.is_encrypted
         self._source = source
-        self._fs_path = fs_path
         self._repository = repository
         self._key = key
         self._options = options
@@ -263,7 +232,7 @@ class _Run:
 
     def _stand_on(self, latest: StateHeader | None, *, force_full: bool) -> None:
         if latest is not None and self._options.key is None:
-            self._check_identity(latest)
+            self._source.check_identity(latest)
         if latest is not None and not force_full:
             self._chain = chain_at_hand(self._repository, self._history, latest.id)
             if self._is_old(self._chain[0]):
@@ -286,20 +255,9 @@ class _Run:
             return
         leftover = find_leftover(objects, after=latest_id, role=Role.CREATED if self._chain else Role.FULL)
         if leftover is not None:
-            self._used = check_leftover(leftover, self._store, self._fs_path, self._options.on_notice)
+            self._used = check_leftover(leftover, self._store, self._source.place, self._options.on_notice)
         if leftover is not None and self._used is not None:
             self._id, self._next_numbers = leftover.backup_id, leftover.next_numbers
-
-    def _check_identity(self, latest: StateHeader) -> None:
-        """Two trees with one base name must not become one chain."""
-        source, host = _source_of(latest), latest.host
-        if source == os.fsencode(self._fs_path) and host == socket.gethostname():
-            return
-        raise SourceError(
-            f"key {self._key}: its newest backup {latest.id} is of {printable(source)} on {printable(host.encode())}, "
-            f"not of {printable(os.fsencode(self._fs_path))} on {socket.gethostname()}; "
-            "give key (--key) to say which tree it stands for"
-        )
 
     def _make(self) -> BackupReport:
         draft = Draft(self._store, self._key, self._id, chain=self._chain, stack=self._stack)
@@ -332,7 +290,7 @@ class _Run:
         updated = self._volumes(draft, Role.UPDATED, pool) if self._chain else None
         sigvault = self._volumes(draft, Role.SIGVAULT, pool)
         archives = Archives(self._repository.store, self._key, self._chain) if self._chain else None
-        moved = MovedFiles(parent.file, self._fs_path) if parent is not None else None
+        moved = self._source.moved_files(parent) if parent is not None else None
         if moved is not None:
             self._stack.callback(moved.close)
         storer = ContentStorer(
@@ -350,36 +308,18 @@ class _Run:
             recorder=draft.recorder,
             on_progress=self._options.on_progress,
         )
-        walk = walk_source(
-            self._source,
-            rules=self._options.rules,
-            one_file_system=self._options.one_file_system,
+        walk = self._source.walk(
+            options=self._options,
+            repository=self._repository,
+            cache_path=self._cache.fs_path,
             on_problem=packer.problem,
             on_unlisted=packer.unlisted,
-            leave_out=self._own_directories(),
             on_left_out=packer.left_out,
         )
         result = packer.pack(walk, parent.entries if parent is not None else None)
         self._check_shrinkage(draft)
         files = [file for volumes in (whole, updated, sigvault) if volumes for file in volumes.finish()]
         return result, files, storer.bytes_read
-
-    def _own_directories(self) -> set[tuple[int, int]]:
-        """The repository and the cache, should they lie in the source: a backup of them would never end."""
-        base = self._repository.base
-        stores = (base.hot, base.cold) if isinstance(base, TieredStore) else (base,)
-        places = [self._cache.fs_path] + [store.url for store in stores if isinstance(store, LocalStore)]
-        found = set()
-        for place in places:
-            with suppress(OSError):  # not there, so not in the source
-                info = os.stat(place)
-                found.add((info.st_dev, info.st_ino))
-        source = os.stat(self._fs_path)
-        if (source.st_dev, source.st_ino) in found:
-            raise SourceError(
-                f"{printable(os.fsencode(self._fs_path))}: is the repository that it is to be kept in"
-            )
-        return found
 
     def _check_shrinkage(self, draft: Draft) -> None:
         """Stop where the source lost most of its entries: see ``max_deleted``."""
@@ -388,7 +328,7 @@ class _Run:
         before, after = self._chain[-1].counts.entries, draft.recorder.tally.counts["entries"]
         if before - after > before * self._options.max_deleted:
             raise SourceError(
-                f"{printable(os.fsencode(self._fs_path))}: has {after} entries, the backup before had {before}: is it "
+                f"{self._source.shown}: has {after} entries, the backup before had {before}: is it "
                 f"mounted? Nothing was backed up; allow it with max_deleted (--max-deleted 100%)"
             )
 
@@ -441,7 +381,7 @@ class _Run:
     def _header(
         self, draft: Draft, result: PackingResult, archives: list[ArchiveFile], bytes_read: int
     ) -> StateHeader:
-        source, source_b64 = text_or_b64(os.fsencode(self._fs_path))
+        source, source_b64 = text_or_b64(os.fsencode(self._source.place))
         parent, tally = draft.parent, draft.recorder.tally
         return StateHeader(
             format=STATE_FORMAT,
@@ -491,13 +431,6 @@ class _Run:
     def _local_path(self, name: str) -> str | None:
         store = self._repository.base
         return os.path.join(store.url, name) if isinstance(store, LocalStore) else None
-
-
-def _source_of(header: StateHeader) -> bytes:
-    try:
-        return bytes_of(header.source, header.source_b64) or b""
-    except ValueError as error:
-        raise StateFormatError(f"{header.key}@{header.id}: its source cannot be read: {error}") from None
 
 
 def _source_problem(problem: Problem) -> SourceProblem:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
+from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
 from incremental_backups_tools.repository.layout import validate_key
 from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.exclusion import ExclusionRules
@@ -39,6 +40,9 @@ class BackupOptions:
         full_every: begin a new chain when the full of the newest one is that old or older.
         protection: the keys of this run: whom to encrypt to, what to sign with. None are those of a repository
             that is given open, else none.
+        source_options: of a source at a URL, what the filesystem's class takes: keys, endpoints, ports.
+        change_keys: of such a source, what tells a file's versions apart without reading it, by protocol; see
+            ``CHANGE_KEYS`` of ``repository/change_keys.py``, which a mapping given here replaces.
         on_progress: called with each path and its size in bytes as it is done.
         on_notice: called with a sentence that is worth a word: a lock taken over, a cache not writable.
     """
@@ -56,6 +60,8 @@ class BackupOptions:
     max_deleted: float = DEFAULT_MAX_DELETED
     full_every: timedelta | None = None
     protection: Protection | None = None
+    source_options: Mapping[str, object] = field(default_factory=dict, repr=False)
+    change_keys: Mapping[str, ChangeKeyGetter] = field(default_factory=lambda: CHANGE_KEYS)
     on_progress: Callable[[bytes, int], None] | None = None
     on_notice: Callable[[str], None] | None = None
 

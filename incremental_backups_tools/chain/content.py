@@ -77,7 +77,7 @@ class _Reading:
             entry = capture(found, opened.stat, fd=opened.fd)
         except (OSError, ValueError) as error:
             raise SourceError(f"{printable(found.rel_path)}: cannot read its metadata: {error}") from error
-        self.entry = msgspec.structs.replace(entry, sparse=opened.extents)
+        self.entry = msgspec.structs.replace(entry, sparse=opened.extents, change_key=opened.change_key)
         self.hasher = blake3()
         self._storer = storer
 

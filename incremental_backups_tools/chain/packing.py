@@ -36,7 +36,7 @@ from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
 from incremental_backups_tools.tree.reading import ReadAhead, ReadFile
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
-from incremental_backups_tools.tree.walk import Found, Walk
+from incremental_backups_tools.tree.walk import AnyWalk, Found
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Packer:
         self._unlisted: deque[bytes] = deque()
         self._read_ahead = ReadAhead()
 
-    def pack(self, walk: Walk, parent: CachedLines | None) -> PackingResult:
+    def pack(self, walk: AnyWalk, parent: CachedLines | None) -> PackingResult:
         """Run the pass.
 
         Raises:
@@ -98,7 +98,7 @@ class Packer:
         return self.result
 
     def _pairs(
-        self, walk: Walk, parent: CachedLines | None
+        self, walk: AnyWalk, parent: CachedLines | None
     ) -> Iterator[tuple[Found | None, CachedEntry | None]]:
         """Pair the walk with the parent's index, but for the names that are passed over."""
         if parent is None:
@@ -129,7 +129,7 @@ class Packer:
             found.listing is not None and not self._unlisted and found.listing.agrees(found.rel_path, old.raw)
         )
 
-    def _pass_over(self, walk: Walk, parent: CachedLines) -> None:
+    def _pass_over(self, walk: AnyWalk, parent: CachedLines) -> None:
         """Take together what is next in the walk and in the parent's index, as far as nothing changed."""
         while not self._unlisted and parent.has_more():
             passed = walk.pass_over(parent.block, parent.offset)
@@ -194,7 +194,7 @@ class Packer:
                 self._keep(old)
             return
         link_of = self._links.earlier_link(found.rel_path, found.stat)
-        if old is not None and is_unchanged(found.stat, old.resolved.entry, link_of):
+        if old is not None and _needs_no_look(found, old.resolved.entry, link_of):
             self._unchanged(found, old)
         else:
             self._look_at(found, old, link_of)
@@ -248,7 +248,7 @@ class Packer:
         stored = self._storer.store(found, parent, read)
         entry = stored.entry
         if not stored.stable:
-            entry = msgspec.structs.replace(entry, unstable=True)
+            entry = msgspec.structs.replace(entry, unstable=True, change_key=None)
             self.problem(found.rel_path, "changed while it was read; stored as the last read found it")
         if stored.known is not None:
             return self._known_elsewhere(found, entry, stored)
@@ -325,6 +325,26 @@ def _compare(found: Found | None, old: CachedEntry | None) -> int:
         return 1 if found is None else -1
     left, right = sort_key(found.rel_path), sort_key(old.path)
     return (left > right) - (left < right)
+
+
+def _needs_no_look(found: Found, old: Entry, link_of: bytes | None) -> bool:
+    if found.remote is None:
+        return is_unchanged(found.stat, old, link_of)
+    # What is read from elsewhere has no ctime; its key stands in the states, too.
+    return (
+        found.remote.change_key is not None
+        and found.remote.change_key == old.change_key
+        and old.link_of is None
+        and (old.type, old.size, old.mtime_ns) == (FILE, found.stat.st_size, found.stat.st_mtime_ns)
+        and (old.mode, old.uid, old.gid)
+        == (stat.S_IMODE(found.stat.st_mode), found.stat.st_uid, found.stat.st_gid)
+        and _has_nothing_more(old)
+    )
+
+
+def _has_nothing_more(entry: Entry) -> bool:
+    """Whether a file has only what any other machine tells."""
+    return not (entry.xattrs or entry.acl or entry.flags or entry.user or entry.group)
 
 
 def _sig_locations(sig: SignatureRef | None) -> tuple[Location, ...]:

@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 
 import click
 
-from incremental_backups_tools.chain.backup import full_backup, incremental_backup, key_of
+from incremental_backups_tools.chain.backup import full_backup, incremental_backup
 from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
+from incremental_backups_tools.chain.backup_source import key_of
 from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
+from incremental_backups_tools.cli.config import read_config
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.excluding import exclusion_options, exclusion_rules
 from incremental_backups_tools.cli.keeping import keep_options, policy_of
@@ -24,6 +26,7 @@ from incremental_backups_tools.cli.options import (
     IbtCommand,
     Settings,
     common_options,
+    named_values,
     share_option,
     size_of,
 )
@@ -41,6 +44,7 @@ from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.exceptions import DecryptionError, RepositoryNotFoundError
 from incremental_backups_tools.points.when import parse_age
 from incremental_backups_tools.repository.layout import validate_key
+from incremental_backups_tools.repository.open import StoreAddress, is_url
 from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.source import walk_source
 
@@ -105,6 +109,14 @@ def _check_tags(
     callback=_check_tags,
     help="A word to keep with the backup.",
 )
+@click.option(
+    "--source-option",
+    "source_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=named_values,
+    help="What the library behind a SOURCE that is a URL is told, as --storage-option. Several times.",
+)
 @wait_option
 @cache_option
 @click.option(
@@ -141,6 +153,7 @@ def backup(
     volume_size: int | None,
     level: int,
     tags: tuple[str, ...],
+    source_options: dict[str, object],
     wait_seconds: float,
     cache_root: str | None,
     max_deleted: float,
@@ -149,7 +162,9 @@ def backup(
     max_unused: float,
     **keep: Any,
 ) -> ExitStatus:
-    """Back up the directory SOURCE: what has changed since its newest backup, everything where there is none.
+    """Back up SOURCE: what has changed since its newest backup, everything where there is none.
+
+    SOURCE is a directory, or a URL such as s3://bucket/prefix.
 
     A file .exclude in SOURCE names what is left out, in gitignore's language, whatever the options say.
 
@@ -160,11 +175,14 @@ def backup(
     """
     policy = policy_of(keep)
     _check_source(source, key)
+    tree = _source_of(source, source_options)
     rules = exclusion_rules(patterns, pattern_files, tag_files, exclude_caches, gitignore)
     protection = read_protection(confirm_passphrase=asks_for_passphrase() and not _is_there(settings))
     warn_of_slow_kernel()
 
     def iter_sizes() -> Iterator[int]:
+        if is_url(source):
+            return  # every listing would be asked for twice
         walk = walk_source(
             source, rules=rules, one_file_system=one_file_system, on_problem=lambda path, message: None
         )
@@ -176,7 +194,7 @@ def backup(
     run = full_backup if full else incremental_backup
     with show_progress(settings, "Backing up", iter_sizes) as on_progress:
         report = run(
-            source,
+            tree,
             settings.repository_place,
             key=key,
             rules=rules,
@@ -236,11 +254,22 @@ def _check_source(source: str, key: str | None) -> None:
     context = click.get_current_context()
     if not source:
         raise click.UsageError("SOURCE is empty", context)
-    if key is None and os.path.isdir(source):
+    if key is None and (is_url(source) or os.path.isdir(source)):
         try:
             key_of(source)
         except ValueError as error:
             raise click.UsageError(str(error), context) from None
+
+
+def _source_of(source: str, options: dict[str, object]) -> str | StoreAddress:
+    if is_url(source):
+        return StoreAddress(source, {**read_config().storage_options(source), **options})
+    if options:
+        raise click.UsageError(
+            "--source-option is for a SOURCE at a URL, and this one is a directory",
+            click.get_current_context(),
+        )
+    return source
 
 
 def _show(report: BackupReport, pruned: PruneReport | None, settings: Settings) -> None:

@@ -85,6 +85,13 @@ def storage_options_of(values: Iterable[str]) -> dict[str, object]:
     return options
 
 
+def named_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, object]:
+    """Callback of options of the form NAME=VALUE."""
+    return storage_options_of(values)
+
+
 def value_of(text: str) -> object:
     """The value of a storage option: what JSON makes of it, and where it is no JSON the text itself.
 

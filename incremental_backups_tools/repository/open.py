@@ -119,6 +119,22 @@ def open_store(place: str | os.PathLike[str], storage_options: Mapping[str, obje
     return kind(filesystem, root, url=shown, options=remote)
 
 
+def open_filesystem(url: str, storage_options: Mapping[str, object]) -> tuple[AbstractFileSystem, str, str]:
+    """Connect to the filesystem of a URL, to read from it.
+
+    Returns:
+        The filesystem, the path on it, and the URL as it may be shown, without passwords.
+
+    Raises:
+        RepositoryError: an unknown protocol, a library that is not installed, or options it does not take.
+        Exception: of the library, where the network failed in a way that may pass.
+    """
+    _require_libraries(url)
+    library = _LIBRARY_OF.get(url.partition("://")[0].lower())
+    filesystem, root = _make_filesystem(url, _with_defaults(library, dict(storage_options)))
+    return filesystem, root, _without_password(url)
+
+
 def _local_path(url: str) -> str:
     match = _LOCAL_URL.match(url)
     if match is None:

@@ -26,11 +26,11 @@ from incremental_backups_tools.exceptions import UnsafePathError
 from incremental_backups_tools.repository.remote_base import Kind, Listed, RemoteOptions, RemoteStore, Upload
 from incremental_backups_tools.repository.store import StoreFeatures, split_name
 
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 # Not S3: some servers that speak its protocol ignore the condition (rclone serve s3, JuiceFS).
 _EXCLUSIVE_OBJECT_STORES = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 # Of any other one nothing is known, and a cache may be among what lies in between.
-_CONSISTENT = _OBJECT_STORES | {"memory", "file", "local", "webdav", "dav", "sftp", "ssh", "smb"}
+_CONSISTENT = OBJECT_STORES | {"memory", "file", "local", "webdav", "dav", "sftp", "ssh", "smb"}
 
 _UNQUOTED = frozenset("%?#")
 
@@ -68,7 +68,7 @@ class FsspecStore(RemoteStore):
         )
 
     def _is_object_store(self) -> bool:
-        return not self._protocols.isdisjoint(_OBJECT_STORES)
+        return not self._protocols.isdisjoint(OBJECT_STORES)
 
     def _fetch(self, name: str, offset: int, length: int) -> bytes:
         return bytes(self._fs.cat_file(self._path(name), start=offset, end=offset + length))

@@ -91,6 +91,8 @@ def capture(
     kind = type_of(info.st_mode)
     if kind is None:
         raise ValueError("not a type of file that can be backed up")
+    if found.is_remote:
+        return _remote_entry(found, info, kind)
     fd = found.fd if fd is None else fd
     xattrs, acl = capture_xattrs(found, fd=fd)
     return Entry(
@@ -109,6 +111,22 @@ def capture(
         flags=inode_flags(fd) if fd is not None else (),
         xattrs=xattrs,
         acl=acl,
+        ctime_ns=info.st_ctime_ns,
+        inode=info.st_ino,
+        dev=info.st_dev,
+    )
+
+
+def _remote_entry(found: Found, info: os.stat_result, kind: str) -> Entry:
+    """What other machines tell: the names of their users mean nothing here."""
+    return Entry(
+        path=found.rel_path,
+        type=kind,
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+        size=info.st_size if kind == FILE else 0,
+        mtime_ns=info.st_mtime_ns,
         ctime_ns=info.st_ctime_ns,
         inode=info.st_ino,
         dev=info.st_dev,

@@ -19,7 +19,7 @@ from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import printable
 from incremental_backups_tools.tree.listing import Listing
 from incremental_backups_tools.tree.sparse import Extents, find_extents
-from incremental_backups_tools.tree.walk import OPEN_FILE, Found
+from incremental_backups_tools.tree.walk import OPEN_FILE, Found, RemoteFile
 
 CHUNK_LEN: Final = 1 << 18
 # A file that somebody writes to all the time must not stop a backup: three reads tell a short burst of
@@ -36,14 +36,16 @@ class OpenedFile:
     """A regular file that is about to be read.
 
     Attributes:
-        fd: its descriptor, open for as long as the file is read.
+        fd: its descriptor, open for as long as the file is read; None of a file of another machine.
         stat: as it was when it was opened.
         extents: where it has data; None where it has no holes.
+        change_key: of a file of another machine, as it was then.
     """
 
-    fd: int
+    fd: int | None
     stat: os.stat_result
     extents: Extents | None
+    change_key: str | None = None
 
 
 class ReadFile(msgspec.Struct, frozen=True):
@@ -155,14 +157,40 @@ def read_stable(
     Raises:
         SourceError: gone, unreadable, or shrinking at every attempt. The consumer has been abandoned.
     """
+    if found.remote is not None:
+        return _read_remote(found, found.remote, make_consumer)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         fd, info = open_regular(found)
         try:
             opened = OpenedFile(fd, info, _extents_of(found, fd, info))
             consumer = make_consumer(opened)
-            whole, stable = _feed(found, opened, consumer)
+            whole, stable = _feed(found, fd, opened, consumer)
         finally:
             os.close(fd)
+        if stable or (whole and attempt == MAX_ATTEMPTS):
+            return consumer, info, stable
+        consumer.abandon()
+    raise SourceError(f"{printable(found.rel_path)}: shrank while it was read, {MAX_ATTEMPTS} times")
+
+
+def _read_remote(
+    found: Found, remote: RemoteFile, make_consumer: Callable[[OpenedFile], ConsumerT]
+) -> tuple[ConsumerT, os.stat_result, bool]:
+    """As :func:`read_stable`; whether a file changed is told by what its machine says of it before and after."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        info, change_key = remote.look()
+        consumer = make_consumer(OpenedFile(None, info, None, change_key))
+        try:
+            taken = 0
+            for chunk in remote.iter_content(info.st_size):
+                consumer.update(chunk)
+                taken += len(chunk)
+            after, key_after = remote.look()
+        except BaseException:
+            consumer.abandon()
+            raise
+        whole = taken == info.st_size
+        stable = whole and key_after == change_key and same_file_state(info, after)
         if stable or (whole and attempt == MAX_ATTEMPTS):
             return consumer, info, stable
         consumer.abandon()
@@ -176,7 +204,7 @@ def _extents_of(found: Found, fd: int, info: os.stat_result) -> Extents | None:
         raise _unreadable(found, error) from error
 
 
-def _feed(found: Found, opened: OpenedFile, consumer: Consumer) -> tuple[bool, bool]:
+def _feed(found: Found, fd: int, opened: OpenedFile, consumer: Consumer) -> tuple[bool, bool]:
     """Read a file into *consumer*; return whether it had its full length, and whether it stayed the same."""
     try:
         taken = 0
@@ -185,12 +213,12 @@ def _feed(found: Found, opened: OpenedFile, consumer: Consumer) -> tuple[bool, b
             if offset > taken:
                 consumer.hole(offset - taken)
             taken = offset
-            for chunk in _iter_range(found, opened.fd, offset, length):
+            for chunk in _iter_range(found, fd, offset, length):
                 consumer.update(chunk)
                 taken += len(chunk)
             if taken < offset + length:
                 break
-        after = os.fstat(opened.fd)
+        after = os.fstat(fd)
     except BaseException:
         consumer.abandon()
         raise

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import ROOT, printable
@@ -36,6 +36,20 @@ _NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 ProblemHandler = Callable[[bytes, str], None]
 
 
+class RemoteFile(Protocol):
+    """A regular file of another machine, which has no descriptor here."""
+
+    @property
+    def change_key(self) -> str | None:
+        """As the listing had it: of one place, size and key are equal only where the content is; None: unknown."""
+
+    def look(self) -> tuple[os.stat_result, str | None]:
+        """Its stat and its change key now. Raises SourceError."""
+
+    def iter_content(self, size: int) -> Iterator[bytes]:
+        """The first *size* bytes in pieces, fewer where it ends before. Raises SourceError."""
+
+
 @dataclass(slots=True)
 class Found:
     """One name that the walk came by.
@@ -51,6 +65,8 @@ class Found:
         listing: of such a directory what it holds.
         among: what the directory holds that it lies in; of what is no directory.
         number: its own in there.
+        remote: how a file of another machine is read. Of what is there *dir_fd* is -1.
+        is_remote: whether it lies on another machine.
     """
 
     rel_path: bytes
@@ -62,6 +78,8 @@ class Found:
     listing: Listing | None = None
     among: Listing | None = None
     number: int = 0
+    remote: RemoteFile | None = None
+    is_remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,16 @@ class Passed:
             info = self._listing.stat(number)
             size = info.st_size if stat.S_ISREG(info.st_mode) else 0
             yield self._prefix + self._listing.name(number), size
+
+
+class AnyWalk(Protocol):
+    """A walk over a tree, here or elsewhere; see :class:`Walk`."""
+
+    def __iter__(self) -> Iterator[Found]:
+        """The names, in sort order."""
+
+    def pass_over(self, lines: bytes, offset: int) -> Passed | None:
+        """As :meth:`Walk.pass_over`."""
 
 
 @dataclass(slots=True)
