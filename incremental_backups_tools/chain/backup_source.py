@@ -19,6 +19,7 @@ from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.repository.source_files import SourceFiles, address_of
+from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.repository.tiered import TieredStore
 from incremental_backups_tools.tree.entry import bytes_of, printable
 from incremental_backups_tools.tree.exclusion import ExclusionRules
@@ -139,8 +140,7 @@ class DirectorySource(BackupSource):
         on_unlisted: PathHandler,
         on_left_out: PathHandler,
     ) -> AnyWalk:
-        base = repository.base
-        stores = (base.hot, base.cold) if isinstance(base, TieredStore) else (base,)
+        stores = _stores_of(repository)
         own = _identities([cache_path, *(store.url for store in stores if isinstance(store, LocalStore))])
         if not own.isdisjoint(_identities([self.place])):
             raise SourceError(f"{self.shown}: is the repository that it is to be kept in")
@@ -178,12 +178,13 @@ class UrlSource(BackupSource):
         on_unlisted: PathHandler,
         on_left_out: PathHandler,
     ) -> AnyWalk:
-        ours, theirs = f"{self.place}/", repository.base.url.rstrip("/") + "/"
-        if ours.startswith(theirs) or theirs.startswith(ours):
-            raise SourceError(
-                f"{self.shown}: the repository {repository.base.url} and the source lie one in the other; "
-                "keep it elsewhere"
-            )
+        ours = f"{self.place}/"
+        for store in _stores_of(repository):
+            theirs = store.url.rstrip("/") + "/"
+            if ours.startswith(theirs) or theirs.startswith(ours):
+                raise SourceError(
+                    f"{self.shown}: the repository {store.url} and the source lie one in the other; keep it elsewhere"
+                )
         rules = ExclusionRules(exclude_file=".exclude") if options.rules is None else options.rules
         return RemoteWalk(self._files, rules=rules, on_problem=on_problem)
 
@@ -205,6 +206,12 @@ def _check_directory(fs_path: str) -> None:
     except OSError as error:
         raise SourceError(f"{shown}: {error.strerror}") from error
     os.close(descriptor)
+
+
+def _stores_of(repository: Repository) -> tuple[Store, ...]:
+    """The places that a repository's objects lie at."""
+    base = repository.base
+    return (base.hot, base.cold) if isinstance(base, TieredStore) else (base,)
 
 
 def _identities(fs_paths: Iterable[str]) -> set[tuple[int, int]]:

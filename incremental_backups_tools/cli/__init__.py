@@ -35,6 +35,7 @@ _KEEPING = "Thin them out, carry them elsewhere"
 _KEYS = "Keys and cache"
 _HEAP = "Whole files by content"
 _DELTAS = "Single files, as rdiff"
+_SHELL = "The shell"
 
 _COMMANDS = (
     LazyCommand("backup", f"{_CLI}.backup", _BACKUPS, "Back up a directory: what has changed, or all of it."),
@@ -57,10 +58,14 @@ _COMMANDS = (
     ),
     LazyCommand("sync", f"{_CLI}.sync", _HEAP, "Make one tree equal to another, wherever the two are."),
     LazyCommand("heap", f"{_CLI}.heap", _HEAP, "Snapshots of a tree anywhere, in a heap anywhere."),
+    LazyCommand("disk", f"{_CLI}.disk.group", _HEAP, "Copies spread over offline disks."),
     LazyCommand("signature", f"{_CLI}.rdiff", _DELTAS, "Make a file's signature."),
     LazyCommand("delta", f"{_CLI}.rdiff", _DELTAS, "Make a delta from a signature and a new file."),
     LazyCommand("patch", f"{_CLI}.rdiff", _DELTAS, "Apply a delta to a file."),
     LazyCommand("compose", f"{_CLI}.rdiff", _DELTAS, "Make one delta of two that follow each other."),
+    LazyCommand(
+        "completion", f"{_CLI}.completion", _SHELL, "Print what makes a shell complete ibt's arguments."
+    ),
 )
 
 _EPILOG = """\b
@@ -80,6 +85,7 @@ Environment:
   IBT_IDENTITY, IBT_PASSPHRASE_FILE, IBT_RECIPIENTS_FILE, IBT_SIGN_KEY, IBT_VERIFY_KEY
                           as the options of those names
   IBT_HEAP, IBT_SNAPSHOTS where 'ibt heap' keeps contents and snapshots
+  IBT_DISK_CATALOGUE      the directory of the catalogue of disks
   IBT_DEBUG               show where an error came from
 
 \b

@@ -30,6 +30,7 @@ from incremental_backups_tools.chain.content_diff import (
     iter_point,
 )
 from incremental_backups_tools.chain.look import Difference, compare, iter_directory, iter_entries
+from incremental_backups_tools.cli.completing import complete_point
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line, say, write_output, write_raw
@@ -64,8 +65,8 @@ class _Sides:
 
 
 @click.command("diff", cls=IbtCommand)
-@click.argument("old", metavar="KEY@A")
-@click.argument("new", metavar="KEY@B|DIR")
+@click.argument("old", metavar="KEY@A", shell_complete=complete_point)
+@click.argument("new", metavar="KEY@B|DIR", shell_complete=complete_point)
 @click.option(
     "--content", is_flag=True, help="Show how texts differ: a patch for 'git apply' or 'patch -p1'."
 )

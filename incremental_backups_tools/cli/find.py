@@ -14,6 +14,7 @@ import click
 from incremental_backups_tools.chain.history import History, open_history
 from incremental_backups_tools.chain.lineage import carrying_headers
 from incremental_backups_tools.chain.state import StateHeader
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line, say
@@ -27,7 +28,7 @@ Matcher = Callable[[bytes], bool]
 
 @click.command("find", cls=IbtCommand)
 @click.argument("pattern", metavar="PATTERN")
-@click.argument("key", metavar="[KEY]", required=False)
+@click.argument("key", metavar="[KEY]", required=False, shell_complete=complete_key)
 @reading_options
 @common_options
 @click.pass_obj

@@ -9,6 +9,7 @@ import click
 
 from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.rewrap import rewrap_backups
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import print_document, print_line, say
@@ -103,7 +104,7 @@ def remove(settings: Settings) -> ExitStatus:
 
 
 @key.command("rewrap", cls=IbtCommand)
-@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.argument("keys", metavar="[KEY]...", nargs=-1, shell_complete=complete_key)
 @wait_option
 @cache_option
 @writing_options

@@ -26,6 +26,7 @@ from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import DamagedBackup, Listing, list_backups
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.chain.unique import unique_sizes
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import is_terminal, one_line, print_document, print_line, say
@@ -43,7 +44,7 @@ _Unique = dict[tuple[str, str], int]
 
 
 @click.command("list", cls=IbtCommand)
-@click.argument("key", metavar="[KEY]", required=False)
+@click.argument("key", metavar="[KEY]", required=False, shell_complete=complete_key)
 @click.option("--unique", is_flag=True, help="Also the bytes that would be freed if this backup alone went.")
 @reading_options
 @common_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from incremental_backups_tools.chain.look import iter_entries
+from incremental_backups_tools.cli.completing import complete_point
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import DocumentList, print_line
@@ -15,7 +16,7 @@ from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("ls", cls=IbtCommand)
-@click.argument("point", metavar="[KEY[@WHEN]]", required=False)
+@click.argument("point", metavar="[KEY[@WHEN]]", required=False, shell_complete=complete_point)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @reading_options
 @common_options

@@ -9,6 +9,7 @@ import click
 
 from incremental_backups_tools.chain.look import only_key
 from incremental_backups_tools.chain.merge import RewriteReport, merge_backups, rebase_backup
+from incremental_backups_tools.cli.completing import complete_point
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
@@ -20,8 +21,8 @@ from incremental_backups_tools.cli.writing import cache_option, wait_option
 
 
 @click.command("merge", cls=IbtCommand)
-@click.argument("first", metavar="KEY@FIRST")
-@click.argument("last", metavar="KEY@LAST")
+@click.argument("first", metavar="KEY@FIRST", shell_complete=complete_point)
+@click.argument("last", metavar="KEY@LAST", shell_complete=complete_point)
 @wait_option
 @cache_option
 @writing_options
@@ -60,7 +61,7 @@ def merge(
 
 
 @click.command("rebase", cls=IbtCommand)
-@click.argument("point", metavar="[KEY[@WHEN]]", required=False)
+@click.argument("point", metavar="[KEY[@WHEN]]", required=False, shell_complete=complete_point)
 @wait_option
 @cache_option
 @writing_options

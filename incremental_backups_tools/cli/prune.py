@@ -9,6 +9,7 @@ import click
 from incremental_backups_tools.chain.look import only_key
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.rewrite import RewriteOptions
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.keeping import keep_options, policy_of
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
@@ -21,7 +22,7 @@ from incremental_backups_tools.repository.layout import parse_backup_id
 
 
 @click.command("prune", cls=IbtCommand)
-@click.argument("key", metavar="[KEY]", required=False)
+@click.argument("key", metavar="[KEY]", required=False, shell_complete=complete_key)
 @keep_options
 @wait_option
 @cache_option

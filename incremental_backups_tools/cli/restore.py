@@ -11,6 +11,7 @@ import click
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
 from incremental_backups_tools.chain.restore_plan import RestorePlan, plan_restore
+from incremental_backups_tools.cli.completing import complete_point
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
@@ -23,7 +24,7 @@ from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("restore", cls=IbtCommand)
-@click.argument("point", metavar="KEY[@WHEN]")
+@click.argument("point", metavar="KEY[@WHEN]", shell_complete=complete_point)
 @click.argument("dest", metavar="DEST")
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(

@@ -8,6 +8,7 @@ import os
 import click
 
 from incremental_backups_tools.chain.salvage import SalvageReport, salvage
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
@@ -22,7 +23,7 @@ REPORT_NAME = "salvage-report"
 
 @click.command("salvage", cls=IbtCommand)
 @click.argument("dest", metavar="DEST")
-@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.argument("keys", metavar="[KEY]...", nargs=-1, shell_complete=complete_key)
 @reading_options
 @common_options
 @click.pass_obj

@@ -32,6 +32,7 @@ from incremental_backups_tools.chain.cost import (
     path_cost,
 )
 from incremental_backups_tools.chain.history import History, open_history
+from incremental_backups_tools.cli.completing import complete_key
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import one_line, print_document, print_line, say
@@ -54,7 +55,7 @@ _HEADINGS: Final = ("STORED", "WHOLE", "DELTAS", "SIGNATURES", "VERSIONS", "CHAN
 
 
 @click.command("stats", cls=IbtCommand)
-@click.argument("key", metavar="[KEY]", required=False)
+@click.argument("key", metavar="[KEY]", required=False, shell_complete=complete_key)
 @click.argument("path", metavar="[PATH]", required=False)
 @click.option(
     "--top",

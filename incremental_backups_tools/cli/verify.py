@@ -8,6 +8,7 @@ import click
 
 from incremental_backups_tools.chain.history import History, open_history
 from incremental_backups_tools.chain.verify import VerifyReport, verify
+from incremental_backups_tools.cli.completing import complete_point
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options, share_option
@@ -20,7 +21,7 @@ from incremental_backups_tools.repository.repository import Repository
 
 
 @click.command("verify", cls=IbtCommand)
-@click.argument("point", metavar="[KEY[@WHEN]]", required=False)
+@click.argument("point", metavar="[KEY[@WHEN]]", required=False, shell_complete=complete_point)
 @click.option("--read-data", is_flag=True, help="Also rebuild every file and compare it with its digest.")
 @click.option(
     "--read-data-subset",

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from incremental_backups_tools.exceptions import ChainError
-from incremental_backups_tools.repository.layout import encode_backup_id
+from incremental_backups_tools.repository.layout import encode_backup_id, parse_backup_id
 
 LATEST: Final = "latest"
 _ID_START: Final = re.compile(r"\d{8}T[\d.]*Z?")
@@ -68,6 +68,15 @@ def select_backup(backup_ids: Sequence[str], when: str | datetime | None, *, now
     if not chosen:
         raise ChainError(f"{what}: no backup at or before {when}; the oldest is {backup_ids[0]}")
     return chosen[-1]
+
+
+def parse_moment(text: str, *, now: datetime) -> int:
+    """The last moment that a date, a time or an age means, in nanoseconds since 1970.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    return parse_backup_id(_limit_of(text, now))
 
 
 def _by_start(backup_ids: Sequence[str], start: str, what: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, cast
 
@@ -270,12 +271,15 @@ class RemoteFiles:
         if size is None:
             yield from self._iter_stream(path)
             return
+        # sshfs' own cat_file knows no ranges; fsspec's opens the file and seeks.
+        is_sftp = not self._protocols.isdisjoint({"sftp", "ssh"})
+        fetch = partial(AbstractFileSystem.cat_file, self._fs) if is_sftp else self._fs.cat_file
         offset = 0
         while offset < size:
             end = min(offset + _PIECE_LEN, size)
             with self._translated("read", path):
                 # Not through a file object: memory:// has one for all readers, others cache as they like.
-                piece = bytes(self._fs.cat_file(self._path(path), start=offset, end=end))
+                piece = bytes(fetch(self._path(path), start=offset, end=end))
             if len(piece) != end - offset:
                 raise IntegrityError(
                     f"{path} in {self.url}: {offset + len(piece)} bytes, expected {size}",

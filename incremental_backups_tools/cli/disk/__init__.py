@@ -1,0 +1,1 @@
+"""``ibt disk``: copies of files spread over offline disks."""
