@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -303,9 +303,9 @@ def _note_deleted(stored: StoredObject, report: PruneReport) -> None:
 
 def _in_order(objects: Iterable[StoredObject]) -> list[StoredObject]:
     """Newest backups first, so that what is left always stands on something; of each the state first, a marker last."""
-    ranks: dict[Role, int] = {Role.STATE: 0, Role.FORGOTTEN: 2}
-    by_role: Callable[[StoredObject], tuple[int, str]] = lambda stored: (  # noqa: E731
-        ranks.get(stored.name.role, 1),
-        stored.name.file_name,
-    )
+    ranks = {Role.STATE: 0, Role.FORGOTTEN: 2}
+
+    def by_role(stored: StoredObject) -> tuple[int, str]:
+        return ranks.get(stored.name.role, 1), stored.name.file_name
+
     return sorted(sorted(objects, key=by_role), key=lambda stored: stored.name.backup_id, reverse=True)

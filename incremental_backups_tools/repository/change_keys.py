@@ -13,6 +13,8 @@ ChangeKeyGetter = Callable[[Mapping[str, Any]], str | None]
 DEFAULT_PROTOCOL: Final = "*"
 # When a file was made says nothing of what was written into it later.
 CREATION_FIELD: Final = "created"
+# What a key begins with that is a time: one as young as the clock is coarse says nothing.
+BY_TIME: Final = "modified:"
 _TIME_FIELDS: Final = ("mtime", "LastModified", "last_modified", "modified", "updated", "timeModified")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,18 +33,26 @@ def _first_of(*names: str) -> ChangeKeyGetter:
     return get
 
 
+def _key_of_local_file(info: Mapping[str, Any]) -> str | None:
+    fields = ("mtime_ns", "ctime_ns", "ino", "dev")
+    if any(info.get(name) is None for name in fields):
+        return None
+    return ":".join(str(info[name]) for name in fields)
+
+
 def _key_by_checksum_or_time(info: Mapping[str, Any]) -> str | None:
     key = _first_of("ETag", "etag", "e_tag", "checksum", "md5", "md5Hash", "crc32c")(info)
     if key is not None:
         return key
     modified_ns = modification_time_ns({**info, CREATION_FIELD: None})
-    return None if modified_ns is None else f"modified:{modified_ns}"
+    return None if modified_ns is None else f"{BY_TIME}{modified_ns}"
 
 
 # By protocol, from what a listing says of a file to what tells its versions apart. A file without a key is read each
 # time. Give a mapping with more in it wherever ``change_keys`` is taken.
 CHANGE_KEYS: Mapping[str, ChangeKeyGetter] = MappingProxyType(
     {
+        "file": _key_of_local_file,
         "az": _first_of("etag"),
         "abfs": _first_of("etag"),
         "s3": _first_of("ETag"),

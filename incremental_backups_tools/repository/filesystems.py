@@ -13,12 +13,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from types import MappingProxyType
 from typing import Any, BinaryIO, Final, cast
 
 import fsspec.core
@@ -32,101 +30,26 @@ from incremental_backups_tools.exceptions import (
     RepositoryError,
     RepositoryNotFoundError,
 )
+from incremental_backups_tools.repository.change_keys import (
+    BY_TIME,
+    ChangeKeyGetter,
+    change_key_getter,
+    modification_time_ns,
+)
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote import FsspecStore
 from incremental_backups_tools.repository.store import Store, translate_os_error
 
-ChangeKeyGetter = Callable[[Mapping[str, Any]], str | None]
-
-DEFAULT_PROTOCOL: Final = "*"
 _OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _PROTOCOL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _LOCAL_URL: Final = re.compile(r"(?:file|local)://", re.IGNORECASE)
 _PASSWORD: Final = re.compile(r"(//[^/@:]*):[^/@]*@")
 _PIECE_LEN: Final = 4 << 20
-_TIME_FIELDS: Final = (
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "modified",
-    "updated",
-    "timeModified",
-    "created",
-)
-_BY_TIME: Final = "modified:"
 # Some file systems count whole seconds, FAT two, and clocks differ.
 _RACY_NS: Final = 10 * 10**9
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Read-only, as everything is that a heap holds.
 _OBJECT_MODE: Final = 0o400
-
-
-def _first_of(*names: str) -> ChangeKeyGetter:
-    """The first field of these that a listing has, with its name."""
-
-    def get(info: Mapping[str, Any]) -> str | None:
-        for name in names:
-            value = info.get(name)
-            if value not in (None, ""):
-                return f"{name}:{value}"
-        return None
-
-    return get
-
-
-def _key_of_local_file(info: Mapping[str, Any]) -> str | None:
-    fields = ("mtime_ns", "ctime_ns", "ino", "dev")
-    if any(info.get(name) is None for name in fields):
-        return None
-    return ":".join(str(info[name]) for name in fields)
-
-
-def _key_by_checksum_or_time(info: Mapping[str, Any]) -> str | None:
-    key = _first_of("ETag", "etag", "e_tag", "checksum", "md5", "md5Hash", "crc32c")(info)
-    if key is not None:
-        return key
-    modified_ns = modification_time_ns(info)
-    return None if modified_ns is None else f"{_BY_TIME}{modified_ns}"
-
-
-# What tells a file's versions apart, by protocol. A file whose size and key are the last snapshot's is not read;
-# one without a key is read each time. Give a mapping with more in it wherever ``change_keys`` is taken.
-CHANGE_KEYS: Mapping[str, ChangeKeyGetter] = MappingProxyType(
-    {
-        "file": _key_of_local_file,
-        "az": _first_of("etag"),
-        "abfs": _first_of("etag"),
-        "s3": _first_of("ETag"),
-        "gcs": _first_of("generation", "etag", "md5Hash"),
-        DEFAULT_PROTOCOL: _key_by_checksum_or_time,
-    }
-)
-
-
-def change_key_getter(
-    protocols: frozenset[str], change_keys: Mapping[str, ChangeKeyGetter]
-) -> ChangeKeyGetter:
-    """The getter for a filesystem that goes by these names, else the default."""
-    for protocol in sorted(protocols):
-        if protocol in change_keys:
-            return change_keys[protocol]
-    return change_keys.get(DEFAULT_PROTOCOL, _key_by_checksum_or_time)
-
-
-def modification_time_ns(info: Mapping[str, Any]) -> int | None:
-    """When a file was modified, in nanoseconds since 1970, by what a listing says of it."""
-    for name in _TIME_FIELDS:
-        value = info.get(name)
-        if isinstance(value, str):
-            with suppress(ValueError):
-                value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-            return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return int(value * 1_000_000) * 1000
-    return None
 
 
 def protocols_of(filesystem: Any) -> frozenset[str]:
@@ -436,7 +359,7 @@ class RemoteFiles:
         size = info.get("size")
         mtime_ns = modification_time_ns(info) or 0
         key = self._change_key(info) if kind == "file" else None
-        if key is not None and key.startswith(_BY_TIME) and mtime_ns > time.time_ns() - _RACY_NS:
+        if key is not None and key.startswith(BY_TIME) and mtime_ns > time.time_ns() - _RACY_NS:
             key = None  # it may be written again within the same tick
         return RemoteName(
             base,

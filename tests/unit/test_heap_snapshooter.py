@@ -32,7 +32,8 @@ from incremental_backups_tools.heap.sync.compare import compare_snapshots
 from incremental_backups_tools.heap.sync.places import open_tree
 from incremental_backups_tools.heap.sync.snapshot import SnapshotDraft, SnapshotHeader, SnapshotStore
 from incremental_backups_tools.heap.sync.syncing import sync_trees
-from incremental_backups_tools.repository.filesystems import CHANGE_KEYS, store_on
+from incremental_backups_tools.repository.change_keys import CHANGE_KEYS
+from incremental_backups_tools.repository.filesystems import store_on
 from incremental_backups_tools.tree.entry import Entry, Location
 
 LOCAL = fsspec.filesystem("file")
@@ -318,6 +319,19 @@ def test_change_keys_are_open_to_users(site: Site) -> None:
 
 
 # --- what its relative does wrong ---------------------------------------------------------------------------
+
+
+def test_when_a_file_was_made_says_nothing_of_its_content(tmp_path: Path) -> None:
+    site = Site(MEMORY, f"/{uuid.uuid4().hex}", LOCAL, str(tmp_path))
+    site.write("a", b"one")
+    file = MEMORY.store[f"{site.src_root}/a"]
+    file.created = datetime(2020, 1, 1, tzinfo=UTC)
+    site.take()
+    file.seek(0)
+    file.write(b"two")
+    site.take()
+    assert [entry.digest for entry in site.snapshooter().load_snapshot()] == [blake3(b"two").digest()]
+    MEMORY.rm(site.src_root, recursive=True)
 
 
 def test_a_file_rewritten_within_the_same_second_is_seen(site: Site) -> None:

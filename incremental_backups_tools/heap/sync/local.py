@@ -24,7 +24,7 @@ from incremental_backups_tools.heap.sync.tree import (
     TreeWriterAt,
     Written,
 )
-from incremental_backups_tools.repository.filesystems import ChangeKeyGetter, change_key_getter
+from incremental_backups_tools.repository.change_keys import ChangeKeyGetter, change_key_getter
 from incremental_backups_tools.tree.destination import Destination
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, ROOT, Entry, printable
 from incremental_backups_tools.tree.metadata import MetadataApplier, capture, type_of

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from incremental_backups_tools.heap.sync.local import LocalTree
 from incremental_backups_tools.heap.sync.tree import FileTree, RemoteTree
+from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
 from incremental_backups_tools.repository.filesystems import (
-    CHANGE_KEYS,
-    ChangeKeyGetter,
     local_path_of,
     open_filesystem,
 )

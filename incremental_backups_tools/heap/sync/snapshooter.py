@@ -44,9 +44,8 @@ from incremental_backups_tools.heap.sync.snapshot import (
 )
 from incremental_backups_tools.heap.sync.tables import Table
 from incremental_backups_tools.heap.sync.tree import FileTree, Problems
+from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
 from incremental_backups_tools.repository.filesystems import (
-    CHANGE_KEYS,
-    ChangeKeyGetter,
     store_at,
     store_on,
 )

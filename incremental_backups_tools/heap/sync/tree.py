@@ -23,7 +23,8 @@ from incremental_backups_tools.exceptions import (
     SourceError,
     UnsafePathError,
 )
-from incremental_backups_tools.repository.filesystems import ChangeKeyGetter, RemoteFiles, RemoteName
+from incremental_backups_tools.repository.change_keys import ChangeKeyGetter
+from incremental_backups_tools.repository.filesystems import RemoteFiles, RemoteName
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry, check_rel_path, printable
 
 ResultT = TypeVar("ResultT")
