@@ -12,6 +12,7 @@ from setuptools import Extension, setup
 
 # Each is the module ``_native`` of a room, out of the C files below the room's ``_kernel``.
 ROOMS = ("delta", "tree")
+PACKAGE = Path("incremental_backups_tools")
 
 compile_args = ["-O3", "-std=gnu11", "-Wall", "-Wextra"]
 link_args = []
@@ -24,12 +25,13 @@ if sanitizers := os.environ.get("IBT_SANITIZE"):
 
 
 def extension(room):
-    kernel = Path("incremental_backups_tools") / room / "_kernel"
+    kernel = PACKAGE / room / "_kernel"
+    shared = PACKAGE / "delta" / "_kernel" / "kernel.h"  # tree signs what it reads
     return Extension(
         f"incremental_backups_tools.{room}._native",
         sources=sorted(map(str, kernel.glob("*.c"))),
-        depends=sorted(map(str, kernel.glob("*.h"))),
-        include_dirs=[str(kernel)],
+        depends=sorted({*map(str, kernel.glob("*.h")), str(shared)}),
+        include_dirs=[str(kernel), str(shared.parent)],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         optional=not os.environ.get("IBT_REQUIRE_KERNEL"),

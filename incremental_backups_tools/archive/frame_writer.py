@@ -7,7 +7,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
@@ -27,6 +27,8 @@ class FrameWriter:
     The digest of the file is taken as the frames are written, so nothing is read back. Frames after the mark
     may be taken back by :meth:`rewind`; the state of the hash at the mark is kept for that (about 2 KB).
 
+    With a pool, the worker that has compressed a frame writes it, once the frame before is written.
+
     After an exception from the file or the compression nothing more can be written: what lies in the file is
     unknown, and every later call raises ``ValueError``.
 
@@ -34,7 +36,8 @@ class FrameWriter:
         file: as for VolumeWriter.
         level: zstd's.
         first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
-        pool: where to compress; None is in the calling thread.
+        pool: where to compress and write; None is in the calling thread. It must begin what it is given in the
+            order in which it is given it, as ThreadPoolExecutor does.
         max_in_flight: most frames that are compressed or wait for it at a time.
     """
 
@@ -53,7 +56,8 @@ class FrameWriter:
         self._pool = pool
         self._max_in_flight = max_in_flight
         self._threads = threading.local()
-        self._pending: deque[tuple[Future[bytes], int]] = deque()
+        self._in_flight: deque[Future[None]] = deque()
+        self._frame_count = 0  # with those in flight
         self._compressed_lens = array("I")
         self._tar_lens = array("I")
         self._hasher = blake3()
@@ -66,34 +70,39 @@ class FrameWriter:
         with self._all_or_unusable():
             self._require_room()
             level = self._first_level if self._frame_count < HARD_FRAMES else self._level
-            if self._pool is None:
-                self._write_frame(self._compress(data, level), len(data))
-                return
-            self._pending.append((self._pool.submit(self._compress, data, level), len(data)))
-            while len(self._pending) > self._max_in_flight or (self._pending and self._pending[0][0].done()):
-                self._write_oldest()
+            self._frame_count += 1
+            self._append(data, level)
+            while len(self._in_flight) > self._max_in_flight or (
+                self._in_flight and self._in_flight[0].done()
+            ):
+                self._in_flight.popleft().result()
 
     def submit_compressed(self, frame: bytes, tar_len: int) -> None:
         """Take *frame*, whose content has *tar_len* bytes, as the next one."""
         with self._all_or_unusable():
             self._require_room()
-            while self._pending:
-                self._write_oldest()
+            self._settle()
+            self._frame_count += 1
             self._write_frame(frame, tar_len)
 
     def set_mark(self) -> None:
         """Let :meth:`rewind` come back to here. There is one mark, the newest."""
-        self._mark = self._frame_count
-        self._keep_hasher_at_mark()
+        with self._all_or_unusable():
+            self._mark = self._frame_count
+            if self._pool is not None and self._in_flight:
+                before = self._in_flight[-1]
+                self._in_flight.append(self._pool.submit(self._keep_hasher_after, before))
+            else:
+                self._keep_hasher_after(None)
 
     def rewind(self) -> None:
         """Forget all frames since the mark and cut the file there."""
         if self._mark is None:
             raise ValueError("rewind() without a mark")
         with self._all_or_unusable():
-            while self._pending and self._frame_count > self._mark:
-                self._pending.pop()[0].cancel()
-            if len(self._tar_lens) > self._mark:
+            self._settle()
+            if self._frame_count > self._mark:
+                self._frame_count = self._mark
                 del self._compressed_lens[self._mark :], self._tar_lens[self._mark :]
                 self._file.seek(sum(self._compressed_lens))
                 self._file.truncate()
@@ -106,20 +115,21 @@ class FrameWriter:
             The file's size and BLAKE3 digest.
         """
         with self._all_or_unusable():
-            while self._pending:
-                self._write_oldest()
+            self._settle()
             table = encode_seek_table(self._compressed_lens, self._tar_lens)
             self._write(table)
             self._file.flush()
         return sum(self._compressed_lens) + len(table), self._hasher.digest()
 
+    def abandon(self) -> None:
+        """Wait until nobody writes to the file any more. What was in flight may or may not be in it."""
+        for future in self._in_flight:
+            future.cancel()
+        wait(self._in_flight)
+
     def _require_room(self) -> None:
         if self._frame_count >= MAX_FRAMES:
             raise LimitExceededError(f"a volume has at most {MAX_FRAMES} frames")
-
-    @property
-    def _frame_count(self) -> int:
-        return len(self._tar_lens) + len(self._pending)
 
     @contextmanager
     def _all_or_unusable(self) -> Iterator[None]:
@@ -129,6 +139,30 @@ class FrameWriter:
         yield
         self._unusable = False
 
+    def _settle(self) -> None:
+        """Wait until nothing is in flight."""
+        while self._in_flight:
+            self._in_flight.popleft().result()
+
+    def _append(self, data: bytearray, level: int) -> None:
+        """Compress and write a frame: in the pool side by side with others, in their order."""
+        if self._pool is None:
+            self._write_frame(self._compress(data, level), len(data))
+            return
+        before = self._in_flight[-1] if self._in_flight else None
+        self._in_flight.append(self._pool.submit(self._append_after, before, data, level))
+
+    def _append_after(self, before: Future[None] | None, data: bytearray, level: int) -> None:
+        frame = self._compress(data, level)
+        if before is not None:
+            before.result()
+        self._write_frame(frame, len(data))
+
+    def _keep_hasher_after(self, before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()
+        self._hasher_at_mark = self._hasher.copy()
+
     def _compress(self, data: bytearray, level: int) -> bytes:
         known: tuple[int, zstandard.ZstdCompressor] | None = getattr(self._threads, "compressor", None)
         if known is None or known[0] != level:
@@ -136,20 +170,10 @@ class FrameWriter:
             known = self._threads.compressor = (level, compressor)
         return known[1].compress(data)
 
-    def _write_oldest(self) -> None:
-        future, tar_len = self._pending.popleft()
-        self._write_frame(future.result(), tar_len)
-
     def _write_frame(self, compressed: bytes, tar_len: int) -> None:
         self._write(compressed)
         self._compressed_lens.append(len(compressed))
         self._tar_lens.append(tar_len)
-        self._keep_hasher_at_mark()
-
-    def _keep_hasher_at_mark(self) -> None:
-        # Frames before the mark may still be in flight when it is set.
-        if len(self._tar_lens) == self._mark:
-            self._hasher_at_mark = self._hasher.copy()
 
     def _write(self, data: bytes) -> None:
         if self._file.write(data) != len(data):

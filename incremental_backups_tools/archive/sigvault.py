@@ -74,6 +74,7 @@ class SigVaultWriter:
         else:
             file = path_or_file
         self._volume: VolumeWriter | None = VolumeWriter(file, level=level, pool=pool)
+        self._stack.callback(self._volume.abandon)
         self._info: VolumeInfo | None = None
 
     def add(

@@ -205,6 +205,11 @@ class VolumeWriter:
         size, digest = self._frames.finish()
         return VolumeInfo(size, digest, self._tar_len, self._member_count)
 
+    def abandon(self) -> None:
+        """Nothing more is written to the file once this returns. To be called before an unfinished one is closed."""
+        self._finished = True
+        self._frames.abandon()
+
     def _begin(self, member: TarMember, *, can_roll_back: bool) -> int:
         self._require_no_member("begin")
         header = encode_member_header(member)

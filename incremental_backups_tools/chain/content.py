@@ -33,11 +33,11 @@ from incremental_backups_tools.delta import (
     SignatureBuilder,
     choose_block_len,
 )
-from incremental_backups_tools.delta.signature import sign_block
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
 from incremental_backups_tools.tree.metadata import capture, plain_entry
-from incremental_backups_tools.tree.reading import OpenedFile, ReadFile, read_stable
+from incremental_backups_tools.tree.read_ahead import ReadFile
+from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.sparse import data_len, iter_zeros
 from incremental_backups_tools.tree.walk import Found
 
@@ -263,9 +263,8 @@ class ContentStorer:
             return self._known_as(entry, True, known)
         location = self._whole.add(file_member(entry), content)
         sig = None
-        if is_signed(entry.size):
-            signature = sign_block(content, block_len=choose_block_len(entry.size))
-            sig = self._add_signature(entry, signature)
+        if read.signature is not None:
+            sig = self._add_signature(entry, read.signature)
         return StoredContent(entry, location, False, sig, True, self.bytes_read)
 
     def _held(self, reading: _Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:

@@ -17,6 +17,7 @@ import msgspec
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
 from incremental_backups_tools.chain.index_cache import CachedEntry, CachedLines
+from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING
 from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.volumes import VolumeSet
@@ -34,7 +35,7 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
-from incremental_backups_tools.tree.reading import ReadAhead, ReadFile
+from incremental_backups_tools.tree.read_ahead import ReadAhead, ReadFile
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import AnyWalk, Found
 
@@ -78,7 +79,6 @@ class Packer:
         self._delta_bases: dict[bytes, bytes] = {}  # of deltas of another path's content
         self._left_out_of_tar: set[bytes] = set()  # files with several names that a full's archive lacks
         self._unlisted: deque[bytes] = deque()
-        self._read_ahead = ReadAhead()
 
     def pack(self, walk: AnyWalk, parent: CachedLines | None) -> PackingResult:
         """Run the pass.
@@ -87,23 +87,27 @@ class Packer:
             SourceError: the root cannot be read.
             RepositoryError: a volume cannot be written.
         """
+        if parent is None:
+            for name, read in ReadAhead(walk, SMALL_FILE_SIGNING):
+                if not self._is_socket(name):
+                    self._present(name, None, read)
+            return self.result
         for found, old in self._pairs(walk, parent):
-            if found is not None and type_of(found.stat.st_mode) is None:
-                self.result.notices.append(Problem(found.rel_path, "a socket, skipped"))
-                found = None
-            if found is not None:
+            if found is not None and not self._is_socket(found):
                 self._present(found, old)
             elif old is not None:
                 self._absent(old)
         return self.result
 
-    def _pairs(
-        self, walk: AnyWalk, parent: CachedLines | None
-    ) -> Iterator[tuple[Found | None, CachedEntry | None]]:
+    def _is_socket(self, found: Found) -> bool:
+        """Whether it is nothing that can be stored."""
+        if type_of(found.stat.st_mode) is not None:
+            return False
+        self.result.notices.append(Problem(found.rel_path, "a socket, skipped"))
+        return True
+
+    def _pairs(self, walk: AnyWalk, parent: CachedLines) -> Iterator[tuple[Found | None, CachedEntry | None]]:
         """Pair the walk with the parent's index, but for the names that are passed over."""
-        if parent is None:
-            yield from ((found, None) for found in walk)
-            return
         names = iter(walk)
         found: Found | None = None
         old: CachedEntry | None = None
@@ -188,7 +192,7 @@ class Packer:
 
     # --- what the walk shows ---------------------------------------------------------------------------
 
-    def _present(self, found: Found, old: CachedEntry | None) -> None:
+    def _present(self, found: Found, old: CachedEntry | None, read: ReadFile | None = None) -> None:
         if self._is_unknown(found.rel_path):
             if old is not None:
                 self._keep(old)
@@ -197,17 +201,18 @@ class Packer:
         if old is not None and _needs_no_look(found, old.resolved.entry, link_of):
             self._unchanged(found, old)
         else:
-            self._look_at(found, old, link_of)
+            self._look_at(found, old, link_of, read)
         if not found.listed:
             self.unlisted(found.rel_path)
 
-    def _look_at(self, found: Found, old: CachedEntry | None, link_of: bytes | None) -> None:
+    def _look_at(
+        self, found: Found, old: CachedEntry | None, link_of: bytes | None, read: ReadFile | None
+    ) -> None:
         before = old.resolved if old is not None else None
         now_ns = time.time_ns()
         placement = None
         try:
             if type_of(found.stat.st_mode) == FILE and link_of is None:
-                read = self._read_ahead.read(found) if self._is_full else None
                 now_ns = read.begin_ns if read is not None else now_ns
                 resolved, placement = self._file(found, before, read)
             else:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from incremental_backups_tools.delta.block_length import choose_block_len
+from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.tree.entry import Location
+from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
 
 # A delta of a file this small is as large as the file: it has one block, or little more, and a changed block
 # is a literal. Its signature would cost as much again, since digests do not compress.
@@ -47,6 +50,12 @@ def delta_level(level: int) -> int:
 def is_signed(size: int) -> bool:
     """Whether a file of *size* bytes gets a signature."""
     return size >= MIN_SIGNED_LEN
+
+
+# Both the block length and whether there is a signature depend on the bits of the size alone.
+SMALL_FILE_SIGNING: Final = SmallFileSigning.by_size(
+    lambda size: choose_block_len(size) if is_signed(size) else 0, max_len=AHEAD_FILE_LEN
+)
 
 
 def may_delta(size: int, locations: Sequence[Location]) -> bool:

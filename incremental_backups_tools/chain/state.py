@@ -8,7 +8,9 @@ Format code; the two functions that read take a file or a store's range reader, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -264,10 +266,11 @@ class StateReader:
 
 def write_state(file: BinaryIO, header: StateHeader, lines: Iterator[bytes]) -> None:
     """Write a whole state: *lines* are encoded and sorted, ``header.lines`` of them."""
-    writer = RecordWriter(file, encode_header(header), level=9)
-    for line in lines:
-        writer.write(line)
-    writer.close()
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        writer = RecordWriter(file, encode_header(header), level=9, pool=pool)
+        for line in lines:
+            writer.write(line)
+        writer.close()
     if writer.count != header.lines:
         raise ValueError(f"the header promises {header.lines} lines, {writer.count} were given")
 

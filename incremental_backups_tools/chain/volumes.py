@@ -193,6 +193,7 @@ class VolumeSet:
                 pool=self._pool,
                 first_level=delta_level(self._level) if self.role == Role.UPDATED else None,
             )
+            self._stack.callback(self._writer.abandon)
         return self._writer
 
     def _end_carrying(self) -> None:

@@ -129,18 +129,6 @@ class SignatureBuilder:
         self._parts.append(self._kernel.hash_blocks(data, *self._parameters))
 
 
-def sign_block(content: Buffer, *, block_len: int, kernel: Kernel | None = None) -> bytes:
-    """The signature of a file that is held whole: what :class:`SignatureBuilder` makes, at one stroke.
-
-    Raises:
-        ValueError: *block_len* is out of range.
-    """
-    magic = SignatureMagic.RK_BLAKE2
-    header = encode_header(block_len=block_len, strong_len=DEFAULT_STRONG_LEN, magic=magic)
-    sums = choose_kernel(kernel).hash_blocks(content, block_len, DEFAULT_STRONG_LEN, magic.weak, magic.strong)
-    return header + sums
-
-
 @overload
 def signature(
     source: FileOrBuffer,

@@ -16,6 +16,8 @@ from incremental_backups_tools.tree.sparse import GRAIN
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from incremental_backups_tools.delta.small_files import SmallFileSigning
+
 _TYPES: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "dir",
@@ -31,6 +33,21 @@ _KEPT_FLAGS: Final = 0x20 | 0x10 | 0x40  # append, immutable, nodump
 # What a file system says that has none of these.
 _NO_XATTRS: Final = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.EACCES, errno.ENOSYS})
 _NO_FLAGS: Final = _NO_XATTRS - {errno.ENODATA} | {errno.ENOTTY, errno.EINVAL}
+
+
+class Reading:
+    """What was read; the twin does so at once."""
+
+    def __init__(self, first: int) -> None:
+        self.end = first
+        self._files: list[tuple[int, os.stat_result, bytes, bytes | None]] = []
+
+    def add(self, info: os.stat_result, content: bytes, records: bytes | None) -> None:
+        """The name at the end is a plain file."""
+        self._files.append((self.end, info, content, records))
+
+    def files(self) -> list[tuple[int, os.stat_result, bytes, bytes | None]]:
+        return self._files
 
 
 class Listing:
@@ -88,20 +105,29 @@ class Listing:
         return count, offset, files, size
 
     def read_ahead(
-        self, first: int, dir_fd: int, max_files: int, max_len: int, max_total: int, /
-    ) -> list[tuple[int, os.stat_result, bytes]]:
+        self,
+        first: int,
+        dir_fd: int,
+        max_files: int,
+        max_len: int,
+        max_total: int,
+        signing: SmallFileSigning,
+        /,
+    ) -> Reading:
         if first < 0 or max_files < 1 or max_len < 0 or max_total < 0:
             raise ValueError("a number is out of range")
-        found: list[tuple[int, os.stat_result, bytes]] = []
-        total = 0
-        for number, (name, info) in enumerate(self._names[first:], first):
-            if stat.S_ISDIR(info.st_mode) or len(found) >= max_files or total >= max_total:
+        read = Reading(first)
+        planned = total = 0
+        for name, info in self._names[first:]:
+            if stat.S_ISDIR(info.st_mode) or planned >= max_files or total >= max_total:
                 break
-            file = _read_plain(dir_fd, name, max_len) if _is_plain(info, max_len) else None
-            if file is not None:
-                found.append((number, *file))
-                total += file[0].st_size
-        return found
+            if _is_plain(info, max_len):
+                planned += 1
+                total += info.st_size
+                if (file := _read_plain(dir_fd, name, max_len)) is not None:
+                    read.add(*file, signing.records(file[1]))
+            read.end += 1
+        return read
 
     def agrees(self, path: Buffer, line: Buffer, /) -> bool:
         return _agrees(bytes(line), bytes(path), self._own)

@@ -17,6 +17,27 @@ from incremental_backups_tools.tree import _listing_twin
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from incremental_backups_tools.delta.small_files import SmallFileSigning
+
+
+class Reading(Protocol):
+    """Files of a directory that are read and signed, by a thread that needs no interpreter where there is C.
+
+    Whatever is no plain small file at rest is left out, for somebody who looks at it closely: it is gone, no
+    regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be read, or
+    changed between the look before and the one after reading.
+    """
+
+    @property
+    def end(self) -> int:
+        """The number after the last name that it looks at."""
+
+    def files(self) -> list[tuple[int, os.stat_result, bytes, bytes | None]]:
+        """Number, stat as it was when it was opened, content, and records of the signature of each, once it is done.
+
+        For one thread.
+        """
+
 
 class Listing(Protocol):
     """The names in a directory, sorted as bytes, each with what ``lstat`` said of it.
@@ -61,21 +82,25 @@ class Listing(Protocol):
         """
 
     def read_ahead(
-        self, first: int, dir_fd: int, max_files: int, max_len: int, max_total: int, /
-    ) -> list[tuple[int, os.stat_result, bytes]]:
-        """Read plain small files from number *first* on, up to the next directory.
-
-        Whatever is anything else is left out, for somebody who looks at it closely: it is gone, no regular file,
-        long, linked, sparse, has extended attributes or flags that are kept, cannot be read, or changed between
-        the look before and the one after reading.
+        self,
+        first: int,
+        dir_fd: int,
+        max_files: int,
+        max_len: int,
+        max_total: int,
+        signing: SmallFileSigning,
+        /,
+    ) -> Reading:
+        """Begin to read and sign plain small files from number *first* on, up to the next directory.
 
         Args:
+            dir_fd: the directory, open as long as this call takes.
             max_files: most of them.
             max_len: most bytes of one.
-            max_total: no other is begun once so many bytes were read.
+            max_total: no other is begun once there are so many bytes.
 
-        Returns:
-            Number, stat as it was when it was opened, and content of each.
+        Raises:
+            OSError: there is no descriptor for it.
         """
 
     def agrees(self, path: Buffer, line: Buffer, /) -> bool:

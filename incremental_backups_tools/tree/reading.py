@@ -8,16 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-import msgspec
-
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import printable
-from incremental_backups_tools.tree.listing import Listing
 from incremental_backups_tools.tree.sparse import Extents, find_extents
 from incremental_backups_tools.tree.walk import OPEN_FILE, Found, RemoteFile
 
@@ -25,10 +21,6 @@ CHUNK_LEN: Final = 1 << 18
 # A file that somebody writes to all the time must not stop a backup: three reads tell a short burst of
 # writes from a steady one, and cost at most three times the file.
 MAX_ATTEMPTS: Final = 3
-# What is read ahead: most files, most bytes of one, and where no other is begun.
-_AHEAD_FILES: Final = 64
-AHEAD_FILE_LEN: Final = 1 << 18
-_AHEAD_LEN: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,46 +38,6 @@ class OpenedFile:
     stat: os.stat_result
     extents: Extents | None
     change_key: str | None = None
-
-
-class ReadFile(msgspec.Struct, frozen=True):
-    """A plain small file that was read whole and stayed as it was: no holes, attributes, flags or other names.
-
-    Attributes:
-        stat: as it was when it was opened.
-        begin_ns: a time before that.
-    """
-
-    stat: os.stat_result
-    content: bytes
-    begin_ns: int
-
-
-class ReadAhead:
-    """Reads the small files of a directory together: a call for each takes longer than reading them.
-
-    Memory is bounded by the files of one call.
-    """
-
-    def __init__(self) -> None:
-        self._among: Listing | None = None
-        self._end = 0
-        self._files: dict[int, ReadFile] = {}
-
-    def read(self, found: Found) -> ReadFile | None:
-        """The content of *found*, and on the way of those that come next; None for what needs a closer look."""
-        if found.among is None:
-            return None
-        if found.among is not self._among or found.number >= self._end:
-            self._read_from(found, found.among)
-        return self._files.pop(found.number, None)
-
-    def _read_from(self, found: Found, among: Listing) -> None:
-        begin_ns = time.time_ns()
-        files = among.read_ahead(found.number, found.dir_fd, _AHEAD_FILES, AHEAD_FILE_LEN, _AHEAD_LEN)
-        self._among = among
-        self._files = {number: ReadFile(info, content, begin_ns) for number, info, content in files}
-        self._end = 1 + (files[-1][0] if files else found.number)
 
 
 class Consumer(Protocol):

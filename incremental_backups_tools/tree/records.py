@@ -9,7 +9,9 @@ tar, zstd and JSON Lines all accept a file that was cut at a boundary; the trail
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from itertools import chain
 from typing import BinaryIO, Final
 
@@ -24,6 +26,7 @@ MAX_LINE_LEN: Final = 1 << 26  # an entry with many extents or large extended at
 MAX_HEADER_LEN: Final = 1 << 24
 MAX_WINDOW_LEN: Final = 1 << 27
 _CHUNK_LEN: Final = 1 << 18
+_MAX_IN_FLIGHT: Final = 4
 
 
 class Trailer(msgspec.Struct, frozen=True):
@@ -37,11 +40,21 @@ _trailer_decoder = msgspec.json.Decoder(Trailer)
 
 
 class RecordWriter:
-    """Writes one stream to a binary file. Call :meth:`close` to make it whole; without it, it never is."""
+    """Writes one stream to a binary file. Call :meth:`close` to make it whole; without it, it never is.
 
-    def __init__(self, file: BinaryIO, header: bytes, *, level: int = 3) -> None:
+    Args:
+        level: zstd's.
+        pool: where frames are compressed; None is in the calling thread, and then each is in the file at once.
+    """
+
+    def __init__(
+        self, file: BinaryIO, header: bytes, *, level: int = 3, pool: Executor | None = None
+    ) -> None:
         self._file = file
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self._level = level
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)  # for one thread
+        self._pool = pool
+        self._in_flight: deque[Future[bytes]] = deque()
         self._hasher = blake3()
         self._pending: list[bytes] = []
         self._pending_len = 0
@@ -75,6 +88,7 @@ class RecordWriter:
         trailer = Trailer(self._count, self._hasher.hexdigest())
         self._add_line(msgspec.json.encode(trailer))
         self._flush()
+        self._write_oldest(0)
 
     def _add_line(self, line: bytes) -> None:
         self._pending += (line, b"\n")
@@ -85,8 +99,20 @@ class RecordWriter:
             return
         data = b"".join(self._pending)
         self._hasher.update(data)
-        self._file.write(self._compressor.compress(data))
         self._pending, self._pending_len = [], 0
+        if self._pool is None:
+            self._file.write(self._compressor.compress(data))
+            return
+        self._in_flight.append(self._pool.submit(self._compress, data))
+        self._write_oldest(_MAX_IN_FLIGHT)
+
+    def _write_oldest(self, but: int) -> None:
+        """Write all frames that are in flight but so many."""
+        while len(self._in_flight) > but:
+            self._file.write(self._in_flight.popleft().result())
+
+    def _compress(self, data: bytes) -> bytes:
+        return zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(data)
 
 
 class RecordReader:

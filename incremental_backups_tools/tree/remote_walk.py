@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -93,6 +94,10 @@ class RemoteWalk:
                 yield found
             elif (file := self._file(level.prefix + name, name, source_name)) is not None:
                 yield file
+
+    def keep_open(self, names: int) -> AbstractContextManager[None]:
+        """Nothing is open."""
+        return nullcontext()
 
     def pass_over(self, lines: bytes, offset: int) -> Passed | None:
         """Nothing: change keys are compared name by name."""

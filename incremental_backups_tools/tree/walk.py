@@ -14,7 +14,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -57,11 +59,12 @@ class Found:
     Attributes:
         rel_path: its path below the root.
         name: its last component; ``.`` for the root.
-        dir_fd: descriptor of the directory that holds it, open until the walk moves on. For the root, of the
+        dir_fd: descriptor of the directory that holds it, open until the walk moves on, or longer where
+            :meth:`Walk.keep_open` says so. For the root, of the
             root itself.
         stat: as ``lstat`` saw it.
         listed: False for a directory whose names could not be read.
-        fd: of a directory that is entered its own descriptor, open until the walk moves on.
+        fd: of a directory that is entered its own descriptor, open as long.
         listing: of such a directory what it holds.
         among: what the directory holds that it lies in; of what is no directory.
         number: its own in there.
@@ -118,6 +121,9 @@ class AnyWalk(Protocol):
     def pass_over(self, lines: bytes, offset: int) -> Passed | None:
         """As :meth:`Walk.pass_over`."""
 
+    def keep_open(self, names: int) -> AbstractContextManager[None]:
+        """As :meth:`Walk.keep_open`."""
+
 
 @dataclass(slots=True)
 class _Level:
@@ -171,6 +177,11 @@ class Walk:
         self._keep = keep
         self._device = -1
         self._levels: list[_Level] = []
+        self._shown = 0
+        self._outlive = 0
+        self._left: deque[tuple[int, int]] = (
+            deque()
+        )  # descriptors that are still to be closed, and since which name
 
     def __iter__(self) -> Iterator[Found]:
         root_fd = self._open_root()
@@ -188,13 +199,30 @@ class Walk:
             os.close(root_fd)
             raise
         self._levels.append(_Level(b"", root_fd, _identity(root_stat), listing, scope))
+        names = self._descend()
         try:
             yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd, listing=listing)
-            yield from self._descend()
+            for found in names:
+                self._shown += 1
+                while self._left and self._left[0][0] < self._shown - self._outlive:
+                    os.close(self._left.popleft()[1])
+                yield found
         finally:
+            names.close()
             for level in self._levels:
-                _close(level)
+                self._close(level)
             self._levels.clear()
+
+    @contextmanager
+    def keep_open(self, names: int) -> Iterator[None]:
+        """Leave the descriptors of a name open until *names* more have come, or to the end of the block."""
+        self._outlive = names
+        try:
+            yield
+        finally:
+            self._outlive = 0
+            while self._left:
+                os.close(self._left.popleft()[1])
 
     def pass_over(self, lines: bytes, offset: int) -> Passed | None:
         """Pass over the names that come next as far as cached lines say the same of them; None where none does.
@@ -221,7 +249,7 @@ class Walk:
         except OSError as error:
             raise SourceError(f"{printable(self._root)}: {error.strerror}") from error
 
-    def _descend(self) -> Iterator[Found]:
+    def _descend(self) -> Generator[Found, None, None]:
         levels = self._levels
         while levels:
             level = levels[-1]
@@ -262,13 +290,13 @@ class Walk:
                 yield Found(rel_path, name, level.fd, info, listed=False, fd=fd)
         finally:
             if entered is None:
-                os.close(fd)
+                self._close_fd(fd)
         if entered is None:
             return
         self._levels.append(entered)
         yield Found(rel_path, name, level.fd, entered.listing.own_stat(), fd=fd, listing=entered.listing)
         if len(self._levels) > MAX_OPEN_DIRS + 1:  # the root's stays open
-            _close(self._levels[-1 - MAX_OPEN_DIRS])
+            self._close(self._levels[-1 - MAX_OPEN_DIRS])
 
     def _enter_open(self, level: _Level, rel_path: bytes, name: bytes, fd: int) -> _Level | None:
         """What the walk is in once it is in the open directory *fd*; None where that cannot be listed."""
@@ -288,7 +316,19 @@ class Walk:
             if self._levels and self._levels[-1].fd < 0:
                 self._reopen(self._levels[-1], level.fd)
         finally:
-            _close(level)
+            self._close(level)
+
+    def _close(self, level: _Level) -> None:
+        if level.fd >= 0:
+            self._close_fd(level.fd)
+            level.fd = -1
+
+    def _close_fd(self, fd: int) -> None:
+        """Close it now, or once nobody looks at its names any more."""
+        if self._outlive:
+            self._left.append((self._shown, fd))
+        else:
+            os.close(fd)
 
     def _reopen(self, level: _Level, child_fd: int) -> None:
         """Open *level* again, from the directory in it or from the root; or give up the rest of its names."""
@@ -366,12 +406,6 @@ class Walk:
 
 def _identity(info: os.stat_result) -> tuple[int, int]:
     return info.st_dev, info.st_ino
-
-
-def _close(level: _Level) -> None:
-    if level.fd >= 0:
-        os.close(level.fd)
-        level.fd = -1
 
 
 def _read_small_file(dir_fd: int, name: bytes) -> bytes | None:

@@ -14,14 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trees import NASTY_NAMES
 
+from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING, is_signed
+from incremental_backups_tools.delta import choose_block_len, signature
 from incremental_backups_tools.tree.entry import Entry, encode_line, line_of_entry
 from incremental_backups_tools.tree.listing import Listing
 from incremental_backups_tools.tree.metadata import capture
+from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
 from incremental_backups_tools.tree.walk import Found
 
 MODULES = ["_native", "_listing_twin"]
 PREFIX = b"some/d\xc3\xadr/"
-LIMITS = (64, 1 << 16, 1 << 20)  # files, bytes of one, bytes after which no other is begun
+# Files, bytes of one, bytes after which no other is begun; how they are signed.
+LIMITS = (64, 1 << 16, 1 << 20, SMALL_FILE_SIGNING)
 
 
 def kind_of(name: str) -> type[Listing]:
@@ -98,7 +102,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, directory: int, kind: 
             listing.compare(*arguments)
     for numbers in ((-1, directory, 1, 1, 1), (0, directory, 0, 1, 1), (0, directory, 1, -1, 1)):
         with pytest.raises(ValueError, match="out of range"):
-            listing.read_ahead(*numbers)
+            listing.read_ahead(*numbers, SMALL_FILE_SIGNING)
     with pytest.raises(ValueError, match="for each name"):
         listing.keep(b"\1\1")
 
@@ -300,12 +304,68 @@ def test_small_files_are_read_up_to_the_next_directory(
     (tmp_path / "e").write_bytes(b"behind it")
     listing = kind(directory)
 
-    files = listing.read_ahead(0, directory, *LIMITS)
+    reading = listing.read_ahead(0, directory, *LIMITS)
+    files = reading.files()
 
-    assert [(listing.name(number), content) for number, _, content in files] == list(contents.items())
-    assert [info.st_ino for _, info, _ in files] == [(tmp_path / name).stat().st_ino for name in "abc"]
-    assert [number for number, _, _ in listing.read_ahead(4, directory, *LIMITS)] == [4]
-    assert listing.read_ahead(3, directory, *LIMITS) == listing.read_ahead(5, directory, *LIMITS) == []
+    assert reading.end == 3
+    assert [(listing.name(number), content) for number, _, content, _ in files] == list(contents.items())
+    assert [info.st_ino for _, info, _, _ in files] == [(tmp_path / name).stat().st_ino for name in "abc"]
+    assert [number for number, _, _, _ in listing.read_ahead(4, directory, *LIMITS).files()] == [4]
+    for first in (3, 5):
+        reading = listing.read_ahead(first, directory, *LIMITS)
+        assert (reading.end, reading.files()) == (first, [])
+
+
+def test_files_are_signed_as_they_are_by_themselves(
+    tmp_path: Path, directory: int, kind: type[Listing]
+) -> None:
+    sizes = sorted(
+        {0, *(size + more for size in (1 << bits for bits in range(9, 17)) for more in (-1, 0, 1))}
+    )
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number:02}").write_bytes(os.urandom(size))
+
+    files = kind(directory).read_ahead(0, directory, *LIMITS).files()
+
+    assert [info.st_size for _, info, _, _ in files] == [size for size in sizes if size <= LIMITS[1]]
+    for _, info, content, records in files:
+        assert (records is not None) == is_signed(info.st_size)
+        if records is not None:
+            block_len = choose_block_len(info.st_size)
+            expected = signature(content, block_len=block_len)
+            assert SMALL_FILE_SIGNING.signature(info.st_size, records) == expected
+
+
+def test_the_block_length_of_small_files_is_the_one_of_all(tmp_path: Path) -> None:
+    for size in range(0, AHEAD_FILE_LEN + 1, 37):
+        chosen = choose_block_len(size) if is_signed(size) else 0
+        assert SMALL_FILE_SIGNING.block_lens[size.bit_length()] == chosen
+
+
+def test_what_is_signed_in_no_known_way_is_refused(tmp_path: Path, directory: int) -> None:
+    listing = kind_of("_native")(directory)
+    for wrong in ((0, 1, 1, ()), (33, 1, 1, ()), (16, 2, 1, ()), (16, 1, 0, ()), (16, 1, 1, (0,) * 65)):
+        with pytest.raises(ValueError, match="cannot be made so"):
+            listing.read_ahead(0, directory, *LIMITS[:3], wrong)
+    with pytest.raises(ValueError, match="too long"):
+        listing.read_ahead(0, directory, *LIMITS[:3], (16, 1, 1, (0, 1 << 31)))
+    for odd in (None, [16, 1, 1, ()], (16, 1, 1, [])):
+        with pytest.raises(TypeError):
+            listing.read_ahead(0, directory, *LIMITS[:3], odd)
+
+
+def test_a_reading_that_nobody_asks_for_leaves_nothing(tmp_path: Path, directory: int) -> None:
+    for number in range(50):
+        (tmp_path / f"{number:02}").write_bytes(os.urandom(1 << 15))
+    listing = kind_of("_native")(directory)
+    before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    for _ in range(20):
+        reading = listing.read_ahead(0, directory, *LIMITS)
+        with pytest.raises(ValueError, match="being read"):
+            listing.keep(b"\1" * 50)
+        del reading
+    assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
+    listing.keep(b"\1" * 50)
 
 
 def test_no_more_is_read_than_is_allowed(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
@@ -313,9 +373,8 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path, directory: int, kind: t
         (tmp_path / name).write_bytes(b"1" * 100)
     listing = kind(directory)
 
-    assert len(listing.read_ahead(0, directory, 2, 100, 1000)) == 2
-    assert len(listing.read_ahead(0, directory, 64, 100, 101)) == 2
-    assert len(listing.read_ahead(0, directory, 64, 99, 1000)) == 0
+    for limits, count in (((2, 100, 1000), 2), ((64, 100, 101), 2), ((64, 99, 1000), 0)):
+        assert len(listing.read_ahead(0, directory, *limits, SMALL_FILE_SIGNING).files()) == count
 
 
 def make_sparse(path: Path) -> None:
@@ -345,7 +404,7 @@ def test_what_needs_a_closer_look_is_left_out(
     if moment == "after":
         ODD[what](tmp_path / "odd")
 
-    names = [listing.name(number) for number, _, _ in listing.read_ahead(0, directory, *LIMITS)]
+    names = [listing.name(number) for number, _, _, _ in listing.read_ahead(0, directory, *LIMITS).files()]
 
     assert names == [b"a", b"y"]
 
@@ -356,8 +415,8 @@ def test_a_file_with_a_flag_is_left_out(
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").write_bytes(b"content")
     assert os.system(f"chattr +d {tmp_path / 'a'}") == 0
-    files = kind(directory).read_ahead(0, directory, *LIMITS)
-    assert [number for number, _, _ in files] == [1]
+    files = kind(directory).read_ahead(0, directory, *LIMITS).files()
+    assert [number for number, _, _, _ in files] == [1]
 
 
 def test_what_went_since_it_was_listed_is_left_out(
@@ -368,7 +427,9 @@ def test_what_went_since_it_was_listed_is_left_out(
     listing = kind(directory)
     (tmp_path / "a").unlink()
     (tmp_path / "b").write_bytes(b"new content")
-    assert [content for _, _, content in listing.read_ahead(0, directory, *LIMITS)] == [b"new content"]
+    assert [content for _, _, content, _ in listing.read_ahead(0, directory, *LIMITS).files()] == [
+        b"new content"
+    ]
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_out(
@@ -387,6 +448,6 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(
         return data
 
     monkeypatch.setattr(os, "read", hooked)
-    files = kind_of("_listing_twin")(directory).read_ahead(0, directory, *LIMITS)
+    files = kind_of("_listing_twin")(directory).read_ahead(0, directory, *LIMITS).files()
     monkeypatch.undo()
-    assert [number for number, _, _ in files] == [1]
+    assert [number for number, _, _, _ in files] == [1]

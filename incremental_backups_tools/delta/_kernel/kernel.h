@@ -67,7 +67,14 @@ void ibt_strong_lanes(enum ibt_strong kind, const uint8_t *data, size_t len, siz
 
 /* One record for each block of data, the last of which may be short: weak sum (big-endian), strong sum.
  * records has room for ceil(len / block_len) * (4 + strong_len) bytes. */
-void ibt_hash_blocks(const ibt_format *format, const uint8_t *data, size_t len, uint8_t *records);
+typedef void ibt_hash_blocks_function(const ibt_format *format, const uint8_t *data, size_t len, uint8_t *records);
+ibt_hash_blocks_function ibt_hash_blocks;
+
+/* What the module's attribute signing_functions, a capsule of this name, points to: for other extensions. */
+#define IBT_SIGNING_FUNCTIONS "incremental_backups_tools.delta._native.signing_functions"
+typedef struct {
+    ibt_hash_blocks_function *hash_blocks;
+} ibt_signing_functions;
 
 static inline uint32_t
 ibt_read32be(const uint8_t *bytes)

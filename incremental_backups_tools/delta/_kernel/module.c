@@ -259,7 +259,20 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int
+add_signing_functions(PyObject *module)
+{
+    static ibt_signing_functions functions = {ibt_hash_blocks};
+    PyObject *capsule = PyCapsule_New(&functions, IBT_SIGNING_FUNCTIONS, NULL);
+    if (!capsule)
+        return -1;
+    int failed = PyModule_AddObjectRef(module, "signing_functions", capsule);
+    Py_DECREF(capsule);
+    return failed;
+}
+
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_signing_functions},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif

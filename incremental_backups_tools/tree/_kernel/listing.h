@@ -3,6 +3,8 @@
 #ifndef IBT_LISTING_H
 #define IBT_LISTING_H
 
+#include "kernel.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -45,18 +47,32 @@ typedef struct {
     size_t number; /* in the listing */
     struct stat info; /* of the opened file */
     char *content; /* info.st_size bytes */
+    uint8_t *sums; /* sums_len bytes: the records of its signature; NULL where it gets none */
+    size_t sums_len;
 } ibt_read_file;
 
 typedef struct {
     size_t max_files, max_len; /* most files, and most bytes of each */
-    size_t max_total; /* no further file is begun once so many bytes were read */
+    size_t max_total; /* no further file is begun once so many bytes were planned */
 } ibt_read_limits;
 
-/* Read the files from number *first* on, up to the next directory, into *files*, which has room for max_files.
- * What is anything but a plain small file at rest is left out, for somebody who looks at it closely: it is not
- * there, no regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be read,
- * or changed meanwhile. Returns how many were read; the caller frees each content. */
-size_t ibt_read_ahead(const ibt_listing *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
-                      ibt_read_file *files);
+enum { IBT_SIZE_CLASSES = 64 };
+
+typedef struct {
+    ibt_hash_blocks_function *hash_blocks;
+    ibt_format format; /* but for its block_len */
+    size_t block_lens[IBT_SIZE_CLASSES]; /* by the bits of the file's size; 0 is no signature */
+} ibt_signing;
+
+/* The number after the last name that one call of ibt_read_range from *first* on is to look at: up to the next
+ * directory, and no more plain files than the limits allow, as the listing knows them. */
+size_t ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits);
+
+/* Read and sign the files from number *first* up to *end* into *files*, which is zeroed and has room for all of
+ * them. What is anything but a plain small file at rest is left out, for somebody who looks at it closely: it is
+ * not there, no regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be
+ * read, or changed meanwhile. Returns how many were read; the caller frees each content and its sums. */
+size_t ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd, size_t max_len,
+                      const ibt_signing *signing, ibt_read_file *files);
 
 #endif

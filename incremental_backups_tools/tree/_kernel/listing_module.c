@@ -1,15 +1,10 @@
 /* The Python face of listing.c and compare.c. */
 #include "listing.h"
+#include "listing_object.h"
 #include "parts.h"
 
 #include <errno.h>
 #include <stdlib.h>
-
-typedef struct {
-    PyObject_HEAD
-    ibt_listing listing;
-    PyObject *stat_result;
-} listing_object;
 
 static void
 listing_dealloc(listing_object *self)
@@ -122,6 +117,10 @@ listing_keep(listing_object *self, PyObject *wanted)
 {
     ibt_listing *listing = &self->listing;
     Py_buffer flags;
+    if (self->readers) {
+        PyErr_SetString(PyExc_ValueError, "its files are being read");
+        return NULL;
+    }
     if (PyObject_GetBuffer(wanted, &flags, PyBUF_SIMPLE) != 0)
         return NULL;
     if ((size_t)flags.len != listing->count) {
@@ -175,44 +174,20 @@ listing_agrees(listing_object *self, PyObject *args)
 }
 
 static PyObject *
-file_tuple(listing_object *self, const ibt_read_file *file)
-{
-    PyObject *info = ibt_make_stat_result(self->stat_result, &file->info);
-    if (!info)
-        return NULL;
-    return Py_BuildValue("nNy#", (Py_ssize_t)file->number, info, file->content, (Py_ssize_t)file->info.st_size);
-}
-
-static PyObject *
 listing_read_ahead(listing_object *self, PyObject *args)
 {
     Py_ssize_t first, max_files, max_len, max_total;
     int dir_fd;
-    if (!PyArg_ParseTuple(args, "ninnn:read_ahead", &first, &dir_fd, &max_files, &max_len, &max_total))
+    PyObject *signing;
+    if (!PyArg_ParseTuple(args, "ninnnO:read_ahead", &first, &dir_fd, &max_files, &max_len, &max_total, &signing))
         return NULL;
     if (first < 0 || max_files < 1 || max_len < 0 || max_total < 0) {
         PyErr_SetString(PyExc_ValueError, "a number is out of range");
         return NULL;
     }
     const ibt_read_limits limits = {(size_t)max_files, (size_t)max_len, (size_t)max_total};
-    ibt_read_file *files = PyMem_Calloc((size_t)max_files, sizeof *files);
-    if (!files)
-        return PyErr_NoMemory();
-    size_t count;
-    Py_BEGIN_ALLOW_THREADS
-    count = ibt_read_ahead(&self->listing, (size_t)first, dir_fd, &limits, files);
-    Py_END_ALLOW_THREADS
-    PyObject *result = PyList_New((Py_ssize_t)count);
-    for (size_t i = 0; i < count; i++) {
-        PyObject *file = result ? file_tuple(self, &files[i]) : NULL;
-        free(files[i].content);
-        if (file)
-            PyList_SET_ITEM(result, (Py_ssize_t)i, file);
-        else
-            Py_CLEAR(result);
-    }
-    PyMem_Free(files);
-    return result;
+    size_t end = ibt_plan_reading(&self->listing, (size_t)first, &limits);
+    return ibt_start_reading(self, (size_t)first, end, dir_fd, limits.max_len, signing);
 }
 
 static PyMethodDef listing_methods[] = {
@@ -251,5 +226,5 @@ ibt_add_listing(PyObject *module)
         return -1;
     int failed = PyModule_AddObjectRef(module, "Listing", type);
     Py_DECREF(type);
-    return failed;
+    return failed ? failed : ibt_add_reading(module);
 }

@@ -12,5 +12,6 @@ PyObject *ibt_make_stat_result(PyObject *type, const struct stat *info);
 
 /* Slots for what each part adds to the module: 0, or -1 with an exception. */
 int ibt_add_listing(PyObject *module);
+int ibt_add_reading(PyObject *module);
 
 #endif

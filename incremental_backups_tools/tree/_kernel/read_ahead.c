@@ -101,19 +101,55 @@ read_named(int dir_fd, const char *name, size_t max_len, ibt_read_file *file)
 }
 
 size_t
-ibt_read_ahead(const ibt_listing *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
-               ibt_read_file *files)
+ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits)
 {
-    size_t count = 0, total = 0;
-    for (size_t i = first; i < listing->count && count < limits->max_files && total < limits->max_total; i++) {
-        const ibt_name *name = &listing->names[i];
-        if (S_ISDIR(name->info.st_mode))
+    size_t files = 0, total = 0, end = first;
+    for (; end < listing->count && files < limits->max_files && total < limits->max_total; end++) {
+        const struct stat *info = &listing->names[end].info;
+        if (S_ISDIR(info->st_mode))
             break;
-        if (!is_plain(&name->info, limits->max_len) ||
-            !read_named(dir_fd, name->name, limits->max_len, &files[count]))
+        if (is_plain(info, limits->max_len)) {
+            total += (size_t)info->st_size;
+            files++;
+        }
+    }
+    return end;
+}
+
+static int
+sign(const ibt_signing *signing, ibt_read_file *file)
+{
+    size_t len = (size_t)file->info.st_size, bits = 0;
+    while (len >> bits)
+        bits++;
+    ibt_format format = signing->format;
+    format.block_len = bits < IBT_SIZE_CLASSES ? signing->block_lens[bits] : 0;
+    if (!format.block_len)
+        return 1;
+    file->sums_len = (len + format.block_len - 1) / format.block_len * (IBT_WEAK_LEN + format.strong_len);
+    file->sums = malloc(file->sums_len);
+    if (!file->sums)
+        return 0;
+    signing->hash_blocks(&format, (const uint8_t *)file->content, len, file->sums);
+    return 1;
+}
+
+size_t
+ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd, size_t max_len,
+               const ibt_signing *signing, ibt_read_file *files)
+{
+    size_t count = 0;
+    for (size_t i = first; i < end; i++) {
+        const ibt_name *name = &listing->names[i];
+        ibt_read_file *file = &files[count];
+        if (!is_plain(&name->info, max_len) || !read_named(dir_fd, name->name, max_len, file))
             continue;
-        files[count].number = i;
-        total += (size_t)files[count++].info.st_size;
+        if (!sign(signing, file)) {
+            free(file->content);
+            continue;
+        }
+        file->number = i;
+        count++;
     }
     return count;
 }
