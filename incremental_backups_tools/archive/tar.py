@@ -17,6 +17,7 @@ What is written, so that GNU tar and bsdtar read it in silence under any locale:
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from zlib import adler32
@@ -52,6 +53,7 @@ FIELD_KEYS = frozenset((b"path", b"linkpath", b"uname", b"gname", b"uid", b"gid"
 
 MAX_NUMBER = (1 << 63) - 1
 _NAME_LEN = 100
+_SLASH = ord("/")
 _PREFIX_LEN = 155
 _MAX_USER_LEN = 31  # the field has 32 bytes, the last one a NUL
 _MAX_OCTAL_7 = 0o7777777
@@ -132,6 +134,8 @@ def encode_member_header(member: TarMember) -> bytes:
             a NUL or ``=``, or is one of a field.
         LimitExceededError: the extended headers would have more than MAX_EXTENDED_LEN bytes.
     """
+    if (header := _encode_ordinary(member)) is not None:
+        return header
     if fault := find_member_fault(member):
         raise ValueError(f"tar member: {fault}")
     records: list[tuple[bytes, bytes]] = []
@@ -176,6 +180,45 @@ def encode_member_header(member: TarMember) -> bytes:
     if member.device != (0, 0):
         device = _encode_device(member.device[0]) + _encode_device(member.device[1])
     return extensions + _pack_block(name, numbers, member.type, target, user, group, device, prefix)
+
+
+def _encode_ordinary(member: TarMember) -> bytes | None:
+    """The block of a regular file of which all fits in it; None of any other. Most members are such."""
+    name, size, mtime = member.name, member.size, member.mtime
+    if (
+        member.type != REGULAR
+        or not 0 < len(name) <= _NAME_LEN
+        or name[-1] == _SLASH
+        or b"\0" in name
+        or not 0 <= size <= _MAX_OCTAL_11
+        or not 0 <= mtime <= _MAX_OCTAL_11
+        or member.link_target
+        or member.pax
+        or member.device != (0, 0)
+    ):
+        return None
+    owner = _ordinary_owner(member.mode, member.uid, member.gid, member.user, member.group)
+    if owner is None:
+        return None
+    permissions, rest, their_sum = owner
+    numbers = b"%011o\0%011o\0" % (size, mtime)
+    checksum = their_sum + _sum_of_few(name) + _sum_of_few(numbers)
+    return b"%b%b%b%06o\0 %b" % (name.ljust(_NAME_LEN, b"\0"), permissions, numbers, checksum, rest)
+
+
+@functools.lru_cache(maxsize=256)
+def _ordinary_owner(
+    mode: int, uid: int, gid: int, user: bytes, group: bytes
+) -> tuple[bytes, bytes, int] | None:
+    """Of a regular file's block what is before its size and behind its checksum, and the sum of all but name,
+    size and mtime; None where that does not fit, or is wrong."""
+    member = TarMember(b"name", mode=mode, uid=uid, gid=gid, user=user, group=group)
+    is_long = len(user) > _MAX_USER_LEN or len(group) > _MAX_USER_LEN or max(uid, gid) > _MAX_OCTAL_7
+    if is_long or find_member_fault(member) is not None:
+        return None
+    numbers = b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
+    block = _pack_block(b"", numbers, REGULAR, b"", user, group, _NO_DEVICE, b"")
+    return numbers, block[_CHECKSUM.stop :], int(block[_CHECKSUM][:6], 8)
 
 
 def encode_pax_record(key: bytes, value: bytes) -> bytes:
@@ -326,6 +369,11 @@ def _sum(block: bytes) -> int:
     """The sum of a block's bytes. Adler-32 has it in its lower half, of so few bytes without a remainder."""
     half = BLOCK_LEN // 2
     return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
+
+
+def _sum_of_few(data: bytes) -> int:
+    """The sum of at most 256 bytes."""
+    return (adler32(data) & 0xFFFF) - 1
 
 
 def _until_nul(field: bytes) -> bytes:

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from incremental_backups_tools.archive.frame_writer import FrameWriter
 from incremental_backups_tools.archive.seek_table import MAX_FRAME_LEN
 from incremental_backups_tools.archive.tar import (
+    BLOCK_LEN,
     END_OF_ARCHIVE,
     TarMember,
     encode_member_header,
@@ -29,6 +30,7 @@ from incremental_backups_tools.archive.tar import (
 )
 
 FRAME_LEN = 1 << 20
+_ZEROS = bytes(BLOCK_LEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,14 @@ class VolumeWriter:
         if len(self._frame) + length > self._frame_len:
             self._close_frame()
         offset = self._tar_len + len(header)
-        for piece in (header, view, bytes(padding)):
-            self._append(piece)
+        if length <= self._frame_len:
+            self._frame += header
+            self._frame += view
+            self._frame += _ZEROS[:padding]
+            self._tar_len += length
+        else:
+            for piece in (header, view, _ZEROS[:padding]):
+                self._append(piece)
         self._member_count += 1
         return offset
 

@@ -454,23 +454,30 @@ def canonical_encoding(entry: Entry) -> bytes:
     as length 0xFFFFFFFF. Integers are 8 bytes, little-endian, two's complement; lists concatenate their
     items, each with its length before it.
     """
-    acl, digest = entry.acl, entry.digest
+    is_plain = (entry.target, entry.link_of, entry.device, entry.acl) == _NONE_OF_THESE
     return b"".join(
         (
             _LENGTH.pack(len(entry.path)),
             entry.path,
-            _short_field(entry.type.encode()),
-            _THREE_INTS.pack(8, entry.mode, 8, entry.uid, 8, entry.gid),
-            _short_field(entry.user),
-            _short_field(entry.group),
+            _few_fields(entry.type, entry.mode, entry.uid, entry.gid, entry.user, entry.group),
             _TWO_INTS.pack(8, entry.size, 8, entry.mtime_ns),
+            _PLAIN if is_plain and not entry.flags and not entry.xattrs else _odd_fields(entry),
+            _field(entry.digest),
+        )
+    )
+
+
+def _odd_fields(entry: Entry) -> bytes:
+    """Of the canonical encoding what most entries have none of."""
+    acl = entry.acl
+    return b"".join(
+        (
             _field(entry.target),
             _field(entry.link_of),
             _field(None if entry.device is None else _int(entry.device[0]) + _int(entry.device[1])),
             _field(_sequence([flag.encode() for flag in entry.flags]) if entry.flags else None),
             _field(_sequence([part for pair in entry.xattrs for part in pair]) if entry.xattrs else None),
             _field(None if acl is None else _sequence([_text(acl.access), _text(acl.default)])),
-            _field(digest),
         )
     )
 
@@ -480,12 +487,20 @@ _TWO_INTS: Final = struct.Struct("<IqIq")
 _THREE_INTS: Final = struct.Struct("<IqIqIq")
 
 
+# target, link_of, device and acl; and with them flags and xattrs.
+_NONE_OF_THESE: Final = (None,) * 4
+_PLAIN: Final = _ABSENT * 6
+
+
 def _field(value: bytes | None) -> bytes:
     return _ABSENT if value is None else _LENGTH.pack(len(value)) + value
 
 
-# Of types, users and groups there are few.
-_short_field: Final = functools.lru_cache(maxsize=1024)(_field)
+@functools.lru_cache(maxsize=1024)
+def _few_fields(kind: str, mode: int, uid: int, gid: int, user: bytes | None, group: bytes | None) -> bytes:
+    """Of the canonical encoding what many entries share."""
+    numbers = _THREE_INTS.pack(8, mode, 8, uid, 8, gid)
+    return b"".join((_field(kind.encode()), numbers, _field(user), _field(group)))
 
 
 def _int(value: int) -> bytes:
