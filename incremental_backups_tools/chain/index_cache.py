@@ -15,6 +15,7 @@ from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 
+from incremental_backups_tools.archive.seek_table import encode_seek_table
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import StateFormatError
 from incremental_backups_tools.tree.entry import (
@@ -28,7 +29,7 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.records import RecordReader, RecordWriter
 
 CACHE_FORMAT: Final = "ibt-cached-index"
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 INDEX_NAME: Final = "index"
 IDENTITY_NAME: Final = "index-identity"
 _CHUNK_LEN: Final = 1 << 18
@@ -246,6 +247,7 @@ class IndexCacheWriter:
             self._leave_base()
         self._records.write(msgspec.json.encode(identity))
         self._records.close()
+        self._sink.write(encode_seek_table(self._records.frame_lens, self._records.content_lens))
 
     def _skip(self, count: int) -> bool:
         """Leave out the next *count* entries, if they are the base's and so was all before; else leave the base."""
@@ -341,18 +343,36 @@ def open_cached_index(
     file.seek(0)
     try:
         records = RecordReader(file, what="cached index")
-        header = msgspec.json.decode(records.header, type=_Header)
-        if (header.format, header.version) != (CACHE_FORMAT, CACHE_VERSION):
-            return None
         for block in records.blocks():
             count += block.count(b"\n")
             last = block
-        own = msgspec.json.decode(last[last.rfind(b"\n", 0, -1) + 1 :], type=IndexIdentity)
-        if own != expected and not _is_kept(kept_identity, header.token, expected):
-            return None
-    except (StateFormatError, msgspec.DecodeError):
+        token = token_of(
+            records.header,
+            last[last.rfind(b"\n", 0, -1) + 1 :],
+            expected,
+            kept_identity=kept_identity,
+        )
+    except StateFormatError:
         return None
-    return CachedLines(file, count - 1, header.token)
+    return CachedLines(file, count - 1, token) if token is not None else None
+
+
+def token_of(
+    header: bytes, identity: bytes, expected: IndexIdentity, *, kept_identity: bytes = b""
+) -> str | None:
+    """The token of the index with this first and last line; None where it is not the *expected* one.
+
+    Args:
+        kept_identity: what stands beside it; empty where nothing does.
+    """
+    try:
+        first = msgspec.json.decode(header, type=_Header)
+        if (first.format, first.version) != (CACHE_FORMAT, CACHE_VERSION):
+            return None
+        own = msgspec.json.decode(identity, type=IndexIdentity)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return first.token if own == expected or _is_kept(kept_identity, first.token, expected) else None
 
 
 def _is_kept(raw: bytes, token: str, expected: IndexIdentity) -> bool:

@@ -163,9 +163,14 @@ def keep_index(
         contents.save(writer.token, out)
 
 
-def _open_cached(cache: Cache, file: BinaryIO, expected: IndexIdentity) -> CachedLines | None:
+def read_kept_identity(cache: Cache) -> bytes:
+    """What stands beside the cached index to say which one it is by now; empty where nothing does."""
     kept = cache.open(IDENTITY_NAME)
     if kept is None:
-        return open_cached_index(file, expected)
+        return b""
     with kept:
-        return open_cached_index(file, expected, kept_identity=kept.read(_MAX_IDENTITY_LEN))
+        return kept.read(_MAX_IDENTITY_LEN)
+
+
+def _open_cached(cache: Cache, file: BinaryIO, expected: IndexIdentity) -> CachedLines | None:
+    return open_cached_index(file, expected, kept_identity=read_kept_identity(cache))

@@ -6,7 +6,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,8 @@ from incremental_backups_tools.chain.history import (
     open_history,
     open_repository,
 )
+from incremental_backups_tools.chain.index_cache import IndexIdentity
+from incremental_backups_tools.chain.index_search import search_cached_index
 from incremental_backups_tools.chain.rebuild import Contents
 from incremental_backups_tools.chain.resolve import ResolvedEntry, resolve
 from incremental_backups_tools.chain.restore_plan import needed_archives
@@ -224,6 +226,10 @@ class _Restore:
         self._archives = Archives(repository.store, history.key, chain)
         self._store = repository.store
         self._key = history.key
+        self._repository = repository
+        self._identity = IndexIdentity(
+            repository.repository_id, history.key, identities(chain), chain[-1].index_digest
+        )
         self._options = options
         self._report = report
         self._selection = Selection(options.paths)
@@ -258,7 +264,7 @@ class _Restore:
                 on_failed=lambda entry, error: self._problem(entry.path, error),
             )
             stack.callback(writer.abort)
-            for resolved in self._selection.filter(resolve(self._states)):
+            for resolved in self._selection.filter(self._entries()):
                 self._restore(resolved, destination, writer)
             writer.finish()
             self._selection.check_all_matched()
@@ -272,6 +278,14 @@ class _Restore:
             f"{kind} could not be set for {count} name{'s' if count > 1 else ''}; the first is {first}"
             for kind, (count, first) in self._warned.items()
         ]
+
+    def _entries(self) -> Iterator[ResolvedEntry]:
+        """The entries that may be selected: all, or those that the index on this machine has of a few paths."""
+        entries = resolve(self._states)
+        if (paths := self._selection.plain_paths) is None:
+            return entries
+        cache = self._repository.cache(self._key)
+        return search_cached_index(cache, self._identity, paths, entries)
 
     # --- one entry -------------------------------------------------------------------------------------
 

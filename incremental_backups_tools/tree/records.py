@@ -9,6 +9,7 @@ tar, zstd and JSON Lines all accept a file that was cut at a boundary; the trail
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
@@ -45,6 +46,10 @@ class RecordWriter:
     Args:
         level: zstd's.
         pool: where frames are compressed; None is in the calling thread, and then each is in the file at once.
+
+    Attributes:
+        frame_lens: bytes of each frame in the file so far.
+        content_lens: bytes that each holds.
     """
 
     def __init__(
@@ -54,7 +59,8 @@ class RecordWriter:
         self._level = level
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)  # for one thread
         self._pool = pool
-        self._in_flight: deque[Future[bytes]] = deque()
+        self._in_flight: deque[tuple[Future[bytes], int]] = deque()
+        self.frame_lens, self.content_lens = array("I"), array("I")
         self._hasher = blake3()
         self._pending: list[bytes] = []
         self._pending_len = 0
@@ -101,15 +107,21 @@ class RecordWriter:
         self._hasher.update(data)
         self._pending, self._pending_len = [], 0
         if self._pool is None:
-            self._file.write(self._compressor.compress(data))
+            self._write_frame(self._compressor.compress(data), len(data))
             return
-        self._in_flight.append(self._pool.submit(self._compress, data))
+        self._in_flight.append((self._pool.submit(self._compress, data), len(data)))
         self._write_oldest(_MAX_IN_FLIGHT)
 
     def _write_oldest(self, but: int) -> None:
         """Write all frames that are in flight but so many."""
         while len(self._in_flight) > but:
-            self._file.write(self._in_flight.popleft().result())
+            frame, content_len = self._in_flight.popleft()
+            self._write_frame(frame.result(), content_len)
+
+    def _write_frame(self, frame: bytes, content_len: int) -> None:
+        self._file.write(frame)
+        self.frame_lens.append(len(frame))
+        self.content_lens.append(content_len)
 
     def _compress(self, data: bytes) -> bytes:
         return zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(data)

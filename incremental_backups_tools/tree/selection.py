@@ -45,6 +45,11 @@ class Selection:
         ]
         self.selects_all = not self._names or ROOT in self._names
 
+    @property
+    def plain_paths(self) -> list[bytes] | None:
+        """The paths, where there are no patterns, and where it is not all; None otherwise."""
+        return None if self.selects_all or any(self._patterns) else self._names
+
     def matches(self, path: bytes) -> bool:
         """Whether *path* is selected."""
         if self.selects_all:
