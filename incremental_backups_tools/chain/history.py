@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 from incremental_backups_tools.chain.resolve import ChainState, check_chain
@@ -17,7 +20,7 @@ from incremental_backups_tools.chain.state import (
     StateReader,
     header_of_start,
 )
-from incremental_backups_tools.exceptions import ChainError, IntegrityError, StateFormatError
+from incremental_backups_tools.exceptions import BackupError, ChainError, IntegrityError, StateFormatError
 from incremental_backups_tools.repository.encryption import SUFFIX
 from incremental_backups_tools.repository.layout import Role, validate_key
 from incremental_backups_tools.repository.locations import default_repository
@@ -31,6 +34,11 @@ MAX_CHAIN_LEN: Final = 100_000
 # Resolving reads all states of a chain side by side. Small ones are held, so that a chain may be longer than a
 # process may have files open.
 _HELD_STATE_LEN: Final = 64 << 10
+
+# A chain is most often made of the backups one after the other: so many before one are read with it.
+_HEADERS_AHEAD: Final = 16
+_HEADER_THREADS: Final = 8
+_FEW_HEADERS: Final = 4
 
 # What a caller names a repository by.
 RepositoryPlace = str | os.PathLike[str] | Repository
@@ -76,11 +84,29 @@ class History:
 
     def headers(self) -> list[StateHeader]:
         """The headers of all points in time, oldest first."""
+        self.fetch_headers(self.backup_ids)
         return [self.header(backup_id) for backup_id in self.backup_ids]
 
     def stored_headers(self) -> list[StateHeader]:
         """The headers of all backups, also of those that were forgotten, oldest first."""
+        self.fetch_headers(self.stored_ids)
         return [self.header(backup_id) for backup_id in self.stored_ids]
+
+    def fetch_headers(self, backup_ids: Iterable[str]) -> None:
+        """Read several headers at once, for whoever asks for each: far away, most of the time is waiting.
+
+        What fails here fails again when it is asked for, and says so there.
+        """
+        missing = [backup_id for backup_id in backup_ids if backup_id not in self._headers]
+        if len(missing) < _FEW_HEADERS:
+            return
+        with suppress(BackupError):
+            self.header(missing.pop())  # the first one may have to ask somebody for a passphrase
+        with ThreadPoolExecutor(_HEADER_THREADS, thread_name_prefix="ibt-headers") as pool:
+            reading = [(backup_id, pool.submit(self._read_header, backup_id)) for backup_id in missing]
+            for backup_id, future in reading:
+                with suppress(BackupError):
+                    self._headers[backup_id] = future.result()
 
     def generation(self, backup_id: str) -> int:
         """The generation of a backup of :attr:`stored_ids`."""
@@ -119,6 +145,9 @@ class History:
                 )
             if len(chain) >= MAX_CHAIN_LEN:
                 raise ChainError(f"{self.key}@{backup_id} stands on more than {MAX_CHAIN_LEN} backups")
+            if parent not in self._headers:
+                end = bisect_right(self.stored_ids, parent)
+                self.fetch_headers(self.stored_ids[max(end - _HEADERS_AHEAD, 0) : end])
             chain.append(self.header(parent))
         chain.reverse()
         check_chain(chain)
@@ -165,7 +194,7 @@ class History:
             self._check_identity(header, backup_id, name)
             return header
         store = self._repository.store
-        size = store.size(name)
+        size = store.size(name) if self._repository.is_encrypted else self._sizes[backup_id]
         length = HEADER_READ_LEN
         while True:
             start = store.read_range(name, 0, min(length, size))

@@ -83,6 +83,7 @@ def list_backups(repository: RepositoryPlace | None = None, key: str | None = No
     for history in found:
         if not history.stored_ids:
             listing.stateless[history.key] = len(target.objects(history.key))
+        history.fetch_headers(history.backup_ids)
         for backup_id in history.backup_ids:
             try:
                 listing.headers.append(history.header(backup_id))

@@ -247,6 +247,33 @@ def test_a_content_that_is_not_the_promised_one_is_not_shown(source: Path, repos
 # --- listing -----------------------------------------------------------------------------------------------
 
 
+def test_headers_that_are_read_at_once_are_those_that_are_read_one_by_one(
+    source: Path, repository: Path
+) -> None:
+    ids = [full_backup(source, repository=repository).backup_date]
+    for number in range(20):
+        (source / "new").write_text(str(number))
+        ids.append(incremental_backup(source, repository=repository).backup_date)
+    expected = [history_of(repository).header(backup_id) for backup_id in ids]
+
+    assert history_of(repository).headers() == history_of(repository).chain_to(ids[-1]) == expected
+
+    damage(only(repository, f"{ids[7]}.state.jsonl.zst"), lambda data: data.clear())
+    history = history_of(repository)
+    history.fetch_headers(ids)
+    for backup_id, header in zip(ids, expected, strict=True):
+        if backup_id == ids[7]:
+            with pytest.raises(FormatError):
+                history.header(backup_id)
+        else:
+            assert history.header(backup_id) == header
+    with pytest.raises(FormatError):
+        history.headers()
+    with pytest.raises(FormatError):
+        history_of(repository).chain_to(ids[-1])
+    assert history_of(repository).chain_to(ids[6]) == expected[:7]
+
+
 def test_a_listing_tells_whole_damaged_and_missing_apart(source: Path, repository: Path) -> None:
     (source / "file").write_text("x" * 2000)
     first = full_backup(source, repository)
