@@ -8,7 +8,6 @@ Format code; the two functions that read take a file or a store's range reader, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -266,7 +265,7 @@ class StateReader:
 
 def write_state(file: BinaryIO, header: StateHeader, lines: Iterator[bytes]) -> None:
     """Write a whole state: *lines* are encoded and sorted, ``header.lines`` of them."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         writer = RecordWriter(file, encode_header(header), level=9, pool=pool)
         for line in lines:
             writer.write(line)

@@ -124,7 +124,7 @@ class Listing:
             if _is_plain(info, max_len):
                 planned += 1
                 total += info.st_size
-                if (file := _read_plain(dir_fd, name, max_len)) is not None:
+                if (file := _read_plain(dir_fd, name, info.st_size)) is not None:
                     read.add(*file, signing.records(file[1]))
             read.end += 1
         return read
@@ -163,15 +163,15 @@ def _is_plain(info: os.stat_result, max_len: int) -> bool:
     )
 
 
-def _read_plain(dir_fd: int, name: bytes, max_len: int) -> tuple[os.stat_result, bytes] | None:
-    """Stat and content of a file that is plain and at rest; None of any other."""
+def _read_plain(dir_fd: int, name: bytes, length: int) -> tuple[os.stat_result, bytes] | None:
+    """Stat and content of a file of *length* bytes that is plain and at rest; None of any other."""
     try:
         fd = os.open(name, _OPEN_FILE, dir_fd=dir_fd)
     except OSError:
         return None
     try:
         before = os.fstat(fd)
-        if not _is_plain(before, max_len) or _has_attributes(fd) or _has_flags(fd):
+        if not _is_plain(before, length) or before.st_size != length or _has_attributes(fd) or _has_flags(fd):
             return None
         content = b""
         while chunk := os.read(fd, before.st_size - len(content)):

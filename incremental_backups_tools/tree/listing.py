@@ -24,8 +24,8 @@ class Reading(Protocol):
     """Files of a directory that are read and signed, by a thread that needs no interpreter where there is C.
 
     Whatever is no plain small file at rest is left out, for somebody who looks at it closely: it is gone, no
-    regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be read, or
-    changed between the look before and the one after reading.
+    regular file, long, linked, sparse, has another length than it was listed with, has extended attributes or
+    flags that are kept, cannot be read, or changed between the look before and the one after reading.
     """
 
     @property

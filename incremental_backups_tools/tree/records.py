@@ -45,7 +45,8 @@ class RecordWriter:
 
     Args:
         level: zstd's.
-        pool: where frames are compressed; None is in the calling thread, and then each is in the file at once.
+        pool: of one thread, where frames are compressed; None is in the calling one, and then each is in the file
+            at once.
 
     Attributes:
         frame_lens: bytes of each frame in the file so far.
@@ -56,8 +57,7 @@ class RecordWriter:
         self, file: BinaryIO, header: bytes, *, level: int = 3, pool: Executor | None = None
     ) -> None:
         self._file = file
-        self._level = level
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)  # for one thread
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self._pool = pool
         self._in_flight: deque[tuple[Future[bytes], int]] = deque()
         self.frame_lens, self.content_lens = array("I"), array("I")
@@ -109,7 +109,7 @@ class RecordWriter:
         if self._pool is None:
             self._write_frame(self._compressor.compress(data), len(data))
             return
-        self._in_flight.append((self._pool.submit(self._compress, data), len(data)))
+        self._in_flight.append((self._pool.submit(self._compressor.compress, data), len(data)))
         self._write_oldest(_MAX_IN_FLIGHT)
 
     def _write_oldest(self, but: int) -> None:
@@ -122,9 +122,6 @@ class RecordWriter:
         self._file.write(frame)
         self.frame_lens.append(len(frame))
         self.content_lens.append(content_len)
-
-    def _compress(self, data: bytes) -> bytes:
-        return zstandard.ZstdCompressor(level=self._level, write_checksum=True).compress(data)
 
 
 class RecordReader:

@@ -28,7 +28,8 @@ import incremental_backups_tools
 from incremental_backups_tools import full_backup, incremental_backup, restore_backup, verify
 from incremental_backups_tools.chain.look import iter_entries, list_backups
 from incremental_backups_tools.cli import main
-from incremental_backups_tools.tree.reading import AHEAD_FILE_LEN, CHUNK_LEN, MAX_ATTEMPTS
+from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
+from incremental_backups_tools.tree.reading import CHUNK_LEN, MAX_ATTEMPTS
 
 OLD, NEW = b"the old content\n" * 500, b"the new content\n" * 500
 

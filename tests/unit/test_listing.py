@@ -419,16 +419,18 @@ def test_a_file_with_a_flag_is_left_out(
     assert [number for number, _, _, _ in files] == [1]
 
 
-def test_what_went_since_it_was_listed_is_left_out(
+def test_what_went_or_grew_since_it_was_listed_is_left_out(
     tmp_path: Path, directory: int, kind: type[Listing]
 ) -> None:
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").write_bytes(b"content")
+    (tmp_path / "c").write_bytes(b"content")
     listing = kind(directory)
     (tmp_path / "a").unlink()
-    (tmp_path / "b").write_bytes(b"new content")
+    (tmp_path / "b").write_bytes(b"CONTENT")
+    (tmp_path / "c").write_bytes(b"new content")
     assert [content for _, _, content, _ in listing.read_ahead(0, directory, *LIMITS).files()] == [
-        b"new content"
+        b"CONTENT"
     ]
 
 

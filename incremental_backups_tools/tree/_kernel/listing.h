@@ -53,7 +53,7 @@ typedef struct {
 
 typedef struct {
     size_t max_files, max_len; /* most files, and most bytes of each */
-    size_t max_total; /* no further file is begun once so many bytes were planned */
+    size_t max_total; /* no further file is begun once there are so many bytes */
 } ibt_read_limits;
 
 enum { IBT_SIZE_CLASSES = 64 };
@@ -61,18 +61,25 @@ enum { IBT_SIZE_CLASSES = 64 };
 typedef struct {
     ibt_hash_blocks_function *hash_blocks;
     ibt_format format; /* but for its block_len */
-    size_t block_lens[IBT_SIZE_CLASSES]; /* by the bits of the file's size; 0 is no signature */
+    uint32_t block_lens[IBT_SIZE_CLASSES]; /* by the bits of the file's size; 0 is no signature */
 } ibt_signing;
 
-/* The number after the last name that one call of ibt_read_range from *first* on is to look at: up to the next
- * directory, and no more plain files than the limits allow, as the listing knows them. */
-size_t ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits);
+typedef struct {
+    size_t end; /* the number after the last name to look at */
+    size_t files; /* most that will be read */
+    size_t room; /* most bytes that they and their sums take */
+} ibt_reading_plan;
 
-/* Read and sign the files from number *first* up to *end* into *files*, which is zeroed and has room for all of
- * them. What is anything but a plain small file at rest is left out, for somebody who looks at it closely: it is
- * not there, no regular file, long, linked, sparse, has extended attributes or flags that are kept, cannot be
- * read, or changed meanwhile. Returns how many were read; the caller frees each content and its sums. */
+/* What one call of ibt_read_range from *first* on is to read: up to the next directory, and no more plain files than
+ * the limits allow, as the listing knows them. */
+ibt_reading_plan ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits,
+                                  const ibt_signing *signing);
+
+/* Read and sign the files from number *first* up to *end* into *files*, their contents and sums into *room*, both as
+ * large as the plan says. What is anything but a plain small file at rest is left out, for somebody who looks at it
+ * closely: it is not there, no regular file, long, linked, sparse, has another length than it was listed with, has
+ * extended attributes or flags that are kept, cannot be read, or changed meanwhile. Returns how many were read. */
 size_t ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd, size_t max_len,
-                      const ibt_signing *signing, ibt_read_file *files);
+                      const ibt_signing *signing, ibt_read_file *files, char *room);
 
 #endif

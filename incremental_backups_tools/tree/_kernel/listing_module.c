@@ -186,8 +186,7 @@ listing_read_ahead(listing_object *self, PyObject *args)
         return NULL;
     }
     const ibt_read_limits limits = {(size_t)max_files, (size_t)max_len, (size_t)max_total};
-    size_t end = ibt_plan_reading(&self->listing, (size_t)first, &limits);
-    return ibt_start_reading(self, (size_t)first, end, dir_fd, limits.max_len, signing);
+    return ibt_start_reading(self, (size_t)first, dir_fd, &limits, signing);
 }
 
 static PyMethodDef listing_methods[] = {

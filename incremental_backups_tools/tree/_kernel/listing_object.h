@@ -14,9 +14,9 @@ typedef struct {
     size_t readers; /* threads that read what it lists; it must not change meanwhile */
 } listing_object;
 
-/* A Reading of the names from *first* up to *end*, whose thread is running; NULL with an exception.
- * *signing* is the tuple that Listing.read_ahead is given. */
-PyObject *ibt_start_reading(listing_object *listing, size_t first, size_t end, int dir_fd, size_t max_len,
+/* A Reading from the name *first* on, whose thread is running; NULL with an exception. *signing* is the tuple that
+ * Listing.read_ahead is given. */
+PyObject *ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
                             PyObject *signing);
 
 #endif

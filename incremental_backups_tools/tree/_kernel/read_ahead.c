@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -73,81 +72,75 @@ is_plain(const struct stat *info, size_t max_len)
 }
 
 static int
-read_open(int fd, size_t max_len, ibt_read_file *file)
+read_open(int fd, off_t len, ibt_read_file *file)
 {
     struct stat after;
-    if (fstat(fd, &file->info) != 0 || !is_plain(&file->info, max_len) || has_attributes(fd) || has_flags(fd))
-        return 0;
-    size_t len = (size_t)file->info.st_size;
-    file->content = malloc(len ? len : 1);
-    if (!file->content)
-        return 0;
-    if (read_exactly(fd, file->content, len) && fstat(fd, &after) == 0 && is_same_state(&file->info, &after))
-        return 1;
-    free(file->content);
-    return 0;
+    return fstat(fd, &file->info) == 0 && is_plain(&file->info, (size_t)len) && file->info.st_size == len &&
+           !has_attributes(fd) && !has_flags(fd) && read_exactly(fd, file->content, (size_t)len) &&
+           fstat(fd, &after) == 0 && is_same_state(&file->info, &after);
 }
 
 static int
-read_named(int dir_fd, const char *name, size_t max_len, ibt_read_file *file)
+read_named(int dir_fd, const ibt_name *name, ibt_read_file *file)
 {
     /* O_NONBLOCK: opening a FIFO that took the file's place must not wait for a writer. */
-    int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    int fd = openat(dir_fd, name->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (fd < 0)
         return 0;
-    int is_read = read_open(fd, max_len, file);
+    int is_read = read_open(fd, name->info.st_size, file);
     close(fd);
     return is_read;
 }
 
-size_t
-ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits)
+/* The length of the blocks that a file of *len* bytes is signed by, 0 where it is not, and of their sums. */
+static size_t
+block_len_of(const ibt_signing *signing, size_t len, size_t *sums_len)
 {
-    size_t files = 0, total = 0, end = first;
-    for (; end < listing->count && files < limits->max_files && total < limits->max_total; end++) {
-        const struct stat *info = &listing->names[end].info;
+    size_t bits = 0;
+    while (len >> bits)
+        bits++;
+    size_t block_len = bits < IBT_SIZE_CLASSES ? signing->block_lens[bits] : 0;
+    *sums_len = block_len ? (len + block_len - 1) / block_len * (IBT_WEAK_LEN + signing->format.strong_len) : 0;
+    return block_len;
+}
+
+ibt_reading_plan
+ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits, const ibt_signing *signing)
+{
+    ibt_reading_plan plan = {first, 0, 0};
+    size_t total = 0, sums_len;
+    for (; plan.end < listing->count && plan.files < limits->max_files && total < limits->max_total; plan.end++) {
+        const struct stat *info = &listing->names[plan.end].info;
         if (S_ISDIR(info->st_mode))
             break;
         if (is_plain(info, limits->max_len)) {
+            plan.files++;
             total += (size_t)info->st_size;
-            files++;
+            block_len_of(signing, (size_t)info->st_size, &sums_len);
+            plan.room += (size_t)info->st_size + sums_len;
         }
     }
-    return end;
-}
-
-static int
-sign(const ibt_signing *signing, ibt_read_file *file)
-{
-    size_t len = (size_t)file->info.st_size, bits = 0;
-    while (len >> bits)
-        bits++;
-    ibt_format format = signing->format;
-    format.block_len = bits < IBT_SIZE_CLASSES ? signing->block_lens[bits] : 0;
-    if (!format.block_len)
-        return 1;
-    file->sums_len = (len + format.block_len - 1) / format.block_len * (IBT_WEAK_LEN + format.strong_len);
-    file->sums = malloc(file->sums_len);
-    if (!file->sums)
-        return 0;
-    signing->hash_blocks(&format, (const uint8_t *)file->content, len, file->sums);
-    return 1;
+    return plan;
 }
 
 size_t
 ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd, size_t max_len,
-               const ibt_signing *signing, ibt_read_file *files)
+               const ibt_signing *signing, ibt_read_file *files, char *room)
 {
     size_t count = 0;
     for (size_t i = first; i < end; i++) {
         const ibt_name *name = &listing->names[i];
         ibt_read_file *file = &files[count];
-        if (!is_plain(&name->info, max_len) || !read_named(dir_fd, name->name, max_len, file))
+        file->content = room;
+        if (!is_plain(&name->info, max_len) || !read_named(dir_fd, name, file))
             continue;
-        if (!sign(signing, file)) {
-            free(file->content);
-            continue;
-        }
+        size_t len = (size_t)file->info.st_size;
+        ibt_format format = signing->format;
+        format.block_len = (uint32_t)block_len_of(signing, len, &file->sums_len);
+        file->sums = format.block_len ? (uint8_t *)room + len : NULL;
+        if (format.block_len)
+            signing->hash_blocks(&format, (const uint8_t *)file->content, len, file->sums);
+        room += len + file->sums_len;
         file->number = i;
         count++;
     }

@@ -17,7 +17,8 @@ typedef struct {
     int dir_fd; /* the thread's own, which it closes */
     size_t first, end, max_len;
     ibt_signing signing;
-    ibt_read_file *files; /* room for all */
+    ibt_read_file *files; /* all this memory is the caller's: a thread that allocated would get an arena */
+    char *room;
     size_t count;
 } reading_object;
 
@@ -26,7 +27,7 @@ run(void *argument)
 {
     reading_object *self = argument;
     self->count = ibt_read_range(&self->listing->listing, self->first, self->end, self->dir_fd, self->max_len,
-                                 &self->signing, self->files);
+                                 &self->signing, self->files, self->room);
     close(self->dir_fd);
     return NULL;
 }
@@ -60,11 +61,8 @@ reading_dealloc(reading_object *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     wait_for_thread(self);
-    for (size_t i = 0; i < self->count; i++) {
-        free(self->files[i].content);
-        free(self->files[i].sums);
-    }
     free(self->files);
+    free(self->room);
     Py_XDECREF(self->listing);
     type->tp_free(self);
     Py_DECREF(type);
@@ -113,7 +111,8 @@ signing_functions_of(PyObject *module)
 }
 
 PyObject *
-ibt_start_reading(listing_object *listing, size_t first, size_t end, int dir_fd, size_t max_len, PyObject *signing)
+ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
+                  PyObject *signing)
 {
     PyObject *module = PyType_GetModule(Py_TYPE(listing));
     const ibt_signing_functions *functions = module ? signing_functions_of(module) : NULL;
@@ -129,12 +128,14 @@ ibt_start_reading(listing_object *listing, size_t first, size_t end, int dir_fd,
     self->listing = (listing_object *)Py_NewRef((PyObject *)listing);
     self->signing.hash_blocks = functions->hash_blocks;
     self->first = first;
-    self->end = end;
-    self->max_len = max_len;
-    if (first == end)
+    self->max_len = limits->max_len;
+    ibt_reading_plan plan = ibt_plan_reading(&listing->listing, first, limits, &self->signing);
+    self->end = plan.end;
+    if (!plan.files)
         return (PyObject *)self;
-    self->files = calloc(end - first, sizeof *self->files);
-    if (!self->files) {
+    self->files = calloc(plan.files + 1, sizeof *self->files); /* one to try in */
+    self->room = malloc(plan.room + 1);
+    if (!self->files || !self->room) {
         PyErr_NoMemory();
         goto failed;
     }
