@@ -112,18 +112,18 @@ def _small_file(directory: Path) -> str:
     return chosen
 
 
-def linux_trees(directory: Path) -> list[Path]:
-    """Three successive versions below *directory*, fetched where fewer are there.
+def linux_trees(directory: Path, *, most: int = VERSIONS) -> list[Path]:
+    """The newest *most* versions below *directory*; where fewer than three are there, they are fetched.
 
     Raises:
         CannotFetchError: they are not there and cannot be fetched.
     """
     if len(found := _version_directories(directory)) < VERSIONS:
-        _fetch(directory)
+        _fetch(directory, most)
         found = _version_directories(directory)
     if len(found) < VERSIONS:
         raise CannotFetchError(f"{directory} has {len(found)} versions of {PACKAGE}, {VERSIONS} are needed")
-    return found[-VERSIONS:]
+    return found[-most:]
 
 
 def _version_directories(directory: Path) -> list[Path]:
@@ -133,7 +133,7 @@ def _version_directories(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: [int(number) for number in path.name.split(".")])
 
 
-def _fetch(directory: Path) -> None:
+def _fetch(directory: Path, most: int) -> None:
     for program in ("apt-cache", "apt-get", "dpkg-deb", "tar", "xz"):
         if shutil.which(program) is None:
             raise CannotFetchError(f"{program} is not installed")
@@ -146,7 +146,7 @@ def _fetch(directory: Path) -> None:
     if len(newest) < VERSIONS:
         raise CannotFetchError(f"the package archive lists {len(newest)} releases of {PACKAGE}")
     directory.mkdir(parents=True, exist_ok=True)
-    for release in newest[-VERSIONS:]:
+    for release in newest[-most:]:
         if not (directory / release).is_dir():
             _fetch_version(directory, release, by_release[release])
 
@@ -182,11 +182,11 @@ def made_tree(directory: Path, files: int) -> Path:
     return directory
 
 
-def made_trees(directory: Path, files: int) -> list[Path]:
+def made_trees(directory: Path, files: int, *, count: int = VERSIONS) -> list[Path]:
     """Versions of a made tree, of which such a share differs as between two point releases of Linux."""
     rng, words = random.Random(files), vocabulary(files)
     versions = [made_tree(directory / "1", files)]
-    for number in range(2, VERSIONS + 1):
+    for number in range(2, count + 1):
         version = directory / str(number)
         subprocess.run(["cp", "-a", "--", versions[-1], version], check=True)
         edit(version, rng, words, share=_CHANGED_SHARE)

@@ -2,8 +2,8 @@
 
 A tool is used where its programs are on PATH, or named by ``PEER_`` and the program's name in capitals:
 ``PEER_RDIFF_BACKUP=/opt/rdiff-backup/bin/rdiff-backup``. Commands are lines of bash in which ``{source}``,
-``{repository}``, ``{out}`` (an empty directory), ``{home}``, ``{number}`` (of the newest backup), ``{file}`` and
-``{name of a program}`` are replaced.
+``{repository}``, ``{out}`` (an empty directory), ``{home}``, ``{number}`` (of the newest backup), ``{file}``,
+``{version}`` (what a tool calls a backup) and ``{name of a program}`` are replaced.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Place:
         self.number += 1
         return self.tool.backup if self.number == 1 else self.tool.incremental or self.tool.backup
 
-    def line(self, template: str, file: str = "") -> str:
+    def line(self, template: str, file: str = "", *, version: str = "") -> str:
         """A command of the tool as bash is to run it."""
         return template.format_map(
             {
@@ -187,6 +187,7 @@ class Place:
                 "home": shlex.quote(str(self.top / "home")),
                 "number": f"{self.number:06d}",
                 "file": shlex.quote(file),
+                "version": shlex.quote(version),
             }
         )
 

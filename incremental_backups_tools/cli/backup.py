@@ -17,6 +17,7 @@ from incremental_backups_tools.chain.history import open_repository
 from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.config import read_config
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.excluding import exclusion_options, exclusion_rules
@@ -77,7 +78,7 @@ def _check_tags(
 
 
 @click.command("backup", cls=IbtCommand)
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=complete_directory)
 @click.option(
     "--key",
     metavar="KEY",

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from incremental_backups_tools.chain.history import History, open_repository
+from incremental_backups_tools.cli.completion_items import points_beginning
 from incremental_backups_tools.cli.options import Settings
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.repository.repository import Repository
@@ -23,19 +24,13 @@ def complete_point(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Keys that begin so; behind a key's ``@`` its backups, newest first."""
-    key, at, start = incomplete.partition("@")
-    if not at:
-        return complete_key(context, parameter, incomplete)
     try:
         repository = _repository(context)
-        keys = repository.keys()
-        if key not in keys and (key or len(keys) != 1):
-            return []
-        ids = History(repository, key or keys[0]).backup_ids
+        return points_beginning(
+            incomplete, repository.keys(), lambda key: History(repository, key).backup_ids
+        )
     except (BackupError, OSError):
         return []
-    names = ("latest", *reversed(ids))
-    return [CompletionItem(f"{key}@{name}") for name in names if name.startswith(start)]
 
 
 def _repository(context: click.Context) -> Repository:

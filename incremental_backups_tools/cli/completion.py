@@ -61,8 +61,8 @@ _SHELLS: Final[dict[str, type[ShellComplete]]] = {"bash": _Bash, "zsh": ZshCompl
 @common_options
 @click.pass_obj
 def completion(settings: Settings, shell: str) -> ExitStatus:
-    """Print a script for SHELL: bash, zsh or fish. With it, the Tab key completes commands, options, the keys and
-    backups of the repository, and the names of disks.
+    """Print a script for SHELL: bash, zsh or fish. With it, the Tab key completes commands, options, directories, the
+    keys and backups of the repository, snapshots, and the names of disks.
 
     \b
       bash  ibt completion bash >~/.local/share/bash-completion/completions/ibt

@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from incremental_backups_tools.cli.completion_items import complete_directory, whens_beginning
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options, share_option
 from incremental_backups_tools.cli.output import DocumentList, print_document, print_line, say
+from incremental_backups_tools.cli.place import find_addresses
 from incremental_backups_tools.cli.progress import show_progress
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text, time_text, utc_text
 from incremental_backups_tools.cli.trees import (
@@ -25,7 +28,7 @@ from incremental_backups_tools.cli.trees import (
     threads_of,
     unknown_sizes,
 )
-from incremental_backups_tools.exceptions import ChainError
+from incremental_backups_tools.exceptions import BackupError, ChainError
 from incremental_backups_tools.heap.sync.collect import CollectReport, collect_garbage, verify_heap
 from incremental_backups_tools.heap.sync.compare import (
     DIFFERENT,
@@ -34,17 +37,34 @@ from incremental_backups_tools.heap.sync.compare import (
     ONLY_RIGHT,
     compare_snapshots,
 )
-from incremental_backups_tools.heap.sync.places import Place
 from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
 from incremental_backups_tools.heap.sync.snapshot import SNAPSHOTS, UNDO, Snapshot, SnapshotStore
 from incremental_backups_tools.points.when import parse_age, select_backup
 from incremental_backups_tools.repository.filesystems import store_at
 from incremental_backups_tools.repository.layout import parse_backup_id
-from incremental_backups_tools.repository.store import Store
+from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.tree.entry import printable
 
 _MARKS = {ONLY_LEFT: "<", ONLY_RIGHT: ">", DIFFERENT: "~", EQUAL: "="}
 _UNDO_NAME = re.compile(r"undo/([0-9T.]+Z)(?:\.jsonl\.zst)?")
+
+
+def _complete_when(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The snapshots that begin so, newest first, those for undoing once ``undo/`` is begun; nothing without a heap."""
+    where = {name: context.params.get(name) for name in ("heap_url", "snapshots_url")}
+    options = {name: context.params.get(name) or {} for name in ("heap_options", "snapshots_options")}
+    if not where["heap_url"]:
+        return []
+    try:
+        place = _snapshots(context.find_object(Settings) or Settings(), **where, **options)
+        found = whens_beginning(incomplete, [saved.id for saved in place.list()])
+        if incomplete and f"{UNDO}/".startswith(incomplete[: len(UNDO) + 1]):
+            found += [f"{UNDO}/{saved.id}" for saved in reversed(place.list(UNDO))]
+    except (BackupError, OSError, click.UsageError):
+        return []
+    return [CompletionItem(when) for when in found if when.startswith(incomplete)]
 
 
 @click.group("heap", short_help="Snapshots of a tree anywhere, in a heap anywhere.")
@@ -56,7 +76,7 @@ def heap() -> None:
 
 
 @heap.command("snapshot", cls=IbtCommand)
-@click.argument("source", metavar="SRC_URL")
+@click.argument("source", metavar="SRC_URL", shell_complete=complete_directory)
 @place_options
 @storage_option("source")
 @click.option("--checksum", is_flag=True, help="Read all files, also where nothing speaks for a change.")
@@ -84,13 +104,13 @@ def snapshot(
     A file that cannot be read is named, the rest goes on, and the exit status is 3.
     """
     begin = time.monotonic()
-    snapshots, heap_place = places_of(**where)
+    tree, snapshots, heap_address = places_of(settings, ("source", source, source_options), **where)
     with show_progress(settings, "Storing", unknown_sizes) as on_progress:
         snapshooter = _snapshooter(
             settings,
-            Place(source, source_options),
+            tree,
             snapshots,
-            heap_place,
+            heap_address,
             on_problem=lambda path, message: say("problem", f"{printable(path)}: {message}"),
             on_progress=on_progress,
         )
@@ -118,8 +138,8 @@ def snapshot(
 
 
 @heap.command("restore", cls=IbtCommand)
-@click.argument("target", metavar="DST_URL")
-@click.argument("when", metavar="[WHEN]", required=False)
+@click.argument("target", metavar="DST_URL", shell_complete=complete_directory)
+@click.argument("when", metavar="[WHEN]", required=False, shell_complete=_complete_when)
 @place_options
 @storage_option("target")
 @click.option("--delete", is_flag=True, help="Remove from DST_URL what the snapshot does not have.")
@@ -143,11 +163,9 @@ def restore(
     What is there now is kept first, in a snapshot for undoing that is never the latest. A file is replaced when
     its new content was found right, at once. What cannot be restored is named, and the exit status is 3.
     """
-    snapshots, heap_place = places_of(**where)
+    tree, snapshots, heap_address = places_of(settings, ("target", target, target_options), **where)
     with show_progress(settings, "Restoring", unknown_sizes) as on_progress:
-        snapshooter = _snapshooter(
-            settings, Place(target, target_options), snapshots, heap_place, on_progress=on_progress
-        )
+        snapshooter = _snapshooter(settings, tree, snapshots, heap_address, on_progress=on_progress)
         report = snapshooter.restore_snapshot(
             _load(snapshooter.snapshots, when),
             delete=delete,
@@ -165,8 +183,7 @@ def restore(
 @click.pass_obj
 def list_command(settings: Settings, /, undo: bool, **where: Any) -> ExitStatus:
     """List the snapshots, oldest first."""
-    snapshots, _ = places_of(**where)
-    place = SnapshotStore(_store(snapshots))
+    place = _snapshots(settings, **where)
     rows = [(saved, place.header(saved)) for saved in place.list(UNDO if undo else SNAPSHOTS)]
     if settings.json:
         document = [
@@ -187,8 +204,8 @@ def list_command(settings: Settings, /, undo: bool, **where: Any) -> ExitStatus:
 
 
 @heap.command("compare", cls=IbtCommand)
-@click.argument("left", metavar="LEFT")
-@click.argument("right", metavar="[RIGHT]", required=False)
+@click.argument("left", metavar="LEFT", shell_complete=_complete_when)
+@click.argument("right", metavar="[RIGHT]", required=False, shell_complete=_complete_when)
 @place_options
 @click.option("--all", "show_equal", is_flag=True, help="Name the files that are equal, too.")
 @common_options
@@ -200,8 +217,7 @@ def compare(
 
     Prints '<' and what only LEFT has, '>' and what only RIGHT has, '~' and what differs.
     """
-    snapshots, _ = places_of(**where)
-    place = SnapshotStore(_store(snapshots))
+    place = _snapshots(settings, **where)
     counts = dict.fromkeys(_MARKS, 0)
     with DocumentList("names") as document:
         for name in compare_snapshots(_load(place, left), _load(place, right)):
@@ -261,11 +277,12 @@ def gc(
     Deletes nothing where a place that the heap knows is not named, a snapshot cannot be read, or a snapshot is
     being made.
     """
-    heap_place = Place(heap_url, heap_options)
-    places = [Place(url, snapshots_options) for url in snapshots_urls] or [heap_place]
+    places = [("snapshots", url, snapshots_options) for url in snapshots_urls]
+    addresses = find_addresses(settings, [("heap", heap_url, heap_options), *places])
+    heap_store, *stores = map(store_at, addresses)
     report = collect_garbage(
-        _store(heap_place),
-        [_store(place) for place in places],
+        heap_store,
+        stores or [heap_store],
         drop_undo_older_than=drop_undo,
         dry_run=dry_run,
     )
@@ -302,8 +319,8 @@ def verify(settings: Settings, /, read_data: bool, **where: Any) -> ExitStatus:
 
     The exit status is 1 where a fault was found.
     """
-    snapshots, heap_place = places_of(**where)
-    report = verify_heap(_store(heap_place), [_store(snapshots)], read_data=read_data)
+    snapshots, heap_store = map(store_at, places_of(settings, **where))
+    report = verify_heap(heap_store, [snapshots], read_data=read_data)
     for fault in report.faults:
         say("fault", fault)
     if settings.json:
@@ -320,15 +337,20 @@ def verify(settings: Settings, /, read_data: bool, **where: Any) -> ExitStatus:
 commands = [heap]
 
 
-def _store(place: Place) -> Store:
-    return store_at(place.url, place.storage_options)
+def _snapshots(settings: Settings, **where: Any) -> SnapshotStore:
+    snapshots, _ = places_of(settings, **where)
+    return SnapshotStore(store_at(snapshots))
 
 
 def _snapshooter(
-    settings: Settings, tree: Place, snapshots: Place, heap_place: Place, **callbacks: Any
+    settings: Settings,
+    tree: StoreAddress,
+    snapshots: StoreAddress,
+    heap_address: StoreAddress,
+    **callbacks: Any,
 ) -> Snapshooter:
     try:
-        return Snapshooter.at(tree, snapshots, heap_place, threads=threads_of(settings), **callbacks)
+        return Snapshooter.at(tree, snapshots, heap_address, threads=threads_of(settings), **callbacks)
     except ValueError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
 

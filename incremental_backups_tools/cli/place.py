@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import click
 
-from incremental_backups_tools.cli.config import read_config
+from incremental_backups_tools.cli.config import Config, read_config
 from incremental_backups_tools.cli.options import Settings, size_of
 from incremental_backups_tools.repository.limits import UNLIMITED, Limits, TokenBucket
 from incremental_backups_tools.repository.locations import default_repository
@@ -30,20 +31,12 @@ def find_place(settings: Settings, from_environment: str | None) -> str | StoreA
     hot = settings.hot_prefix or (config.hot_prefix if named is None else None)
     limits = UNLIMITED
     if any(one is not None and is_url(one) for one in (place, hot)):
-        limits = Limits(
-            upload=_bucket(settings.limit_upload, config.limit_upload, f"{config.fs_path}: limit-upload"),
-            download=_bucket(
-                settings.limit_download, config.limit_download, f"{config.fs_path}: limit-download"
-            ),
-        )
+        limits = _limits(settings, config)
     else:
-        _refuse_options_of_urls(settings)
+        _refuse_options_of_urls(settings, "repositories at a URL, and this one is a directory")
 
     def address(one: str) -> str | StoreAddress:
-        if not is_url(one):
-            return one
-        options = {**config.storage_options(one), **settings.storage_options}
-        return StoreAddress(one, options, RemoteOptions(limits=limits))
+        return _address(one, settings, config, limits) if is_url(one) else one
 
     if hot is not None:
         return TieredAddress(address(place if place is not None else default_repository()), address(hot))
@@ -77,7 +70,55 @@ def find_places(
     return find_place(settings, from_environment), target
 
 
-def _refuse_options_of_urls(settings: Settings) -> None:
+# What a place is to a command, such as ``heap``; a directory or URL; storage options for it alone.
+NamedPlace = tuple[str, str, Mapping[str, object]]
+
+
+def find_addresses(settings: Settings, places: Sequence[NamedPlace]) -> list[StoreAddress]:
+    """What is needed to open each of several directories and URLs, none of which is a repository.
+
+    A place's own options win over those that ``--storage-option`` says for all, and these over the configuration
+    file's. Limits are for all of them together.
+
+    Raises:
+        click.UsageError: the configuration file is wrong, or a directory was given a URL's options.
+        OSError: the configuration file cannot be read.
+    """
+    config = read_config()
+    limits = UNLIMITED
+    if any(is_url(url) for _, url, _ in places):
+        limits = _limits(settings, config)
+    else:
+        _refuse_options_of_urls(settings, "places at a URL, and there is none")
+    addresses = []
+    for whose, url, own in places:
+        if is_url(url):
+            addresses.append(_address(url, settings, config, limits, own))
+        elif own:
+            raise click.UsageError(
+                f"--{whose}-option is for a place at a URL, and {url} is a directory",
+                click.get_current_context(silent=True),
+            )
+        else:
+            addresses.append(StoreAddress(url))
+    return addresses
+
+
+def _address(
+    url: str, settings: Settings, config: Config, limits: Limits, own: Mapping[str, object] | None = None
+) -> StoreAddress:
+    options = {**config.storage_options(url), **settings.storage_options, **(own or {})}
+    return StoreAddress(url, options, RemoteOptions(limits=limits))
+
+
+def _limits(settings: Settings, config: Config) -> Limits:
+    return Limits(
+        upload=_bucket(settings.limit_upload, config.limit_upload, f"{config.fs_path}: limit-upload"),
+        download=_bucket(settings.limit_download, config.limit_download, f"{config.fs_path}: limit-download"),
+    )
+
+
+def _refuse_options_of_urls(settings: Settings, what_for: str) -> None:
     given = (
         ("--storage-option", settings.storage_options),
         ("--limit-upload", settings.limit_upload),
@@ -85,10 +126,7 @@ def _refuse_options_of_urls(settings: Settings) -> None:
     )
     for name, value in given:
         if value:
-            raise click.UsageError(
-                f"{name} is for repositories at a URL, and this one is a directory",
-                click.get_current_context(silent=True),
-            )
+            raise click.UsageError(f"{name} is for {what_for}", click.get_current_context(silent=True))
 
 
 def _bucket(given: int | None, configured: str | None, what: str) -> TokenBucket | None:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 
 import click
 
 from incremental_backups_tools.chain.look import iter_entries
-from incremental_backups_tools.chain.restore import Overwrite, RestoreReport, restore_backup
+from incremental_backups_tools.chain.restore import restore_backup
 from incremental_backups_tools.chain.restore_plan import RestorePlan, plan_restore
 from incremental_backups_tools.cli.completing import complete_point
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.kernel import warn_of_slow_kernel
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
-from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.output import print_document, print_line
 from incremental_backups_tools.cli.points import find_point
 from incremental_backups_tools.cli.progress import show_progress
 from incremental_backups_tools.cli.protection import open_chosen, reading_options
-from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
+from incremental_backups_tools.cli.rendering import count_text, size_text
+from incremental_backups_tools.cli.restoring import check_destination, replacing_options, show_restored
+from incremental_backups_tools.tree.restoring import Overwrite
 from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("restore", cls=IbtCommand)
 @click.argument("point", metavar="KEY[@WHEN]", shell_complete=complete_point)
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", metavar="DEST", shell_complete=complete_directory)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option(
-    "--overwrite",
-    type=click.Choice(("never", "changed", "always")),
-    default="changed",
-    show_default=True,
-    help="Files that are there: leave them, replace those with other content, or replace all.",
-)
-@click.option(
-    "--delete", is_flag=True, help="Remove from DEST, below each PATH, what the backup does not have."
-)
-@click.option("--numeric-owner", is_flag=True, help="Take owners by number, not by name.")
+@replacing_options("DEST", "backup")
 @click.option(
     "--verify-metadata",
     is_flag=True,
@@ -80,7 +71,7 @@ def restore(
     the others are restored, and the exit status is 3.
     """
     if not plan:
-        _check_destination(dest)
+        check_destination(dest, "DEST")
     repository = open_chosen(settings)
     found = find_point(repository, point)
     key, backup_id = found.header.key, found.header.id
@@ -109,21 +100,10 @@ def restore(
             threads=settings.threads,
             on_progress=on_progress,
         )
-    _show(report, settings)
-    return ExitStatus.INCOMPLETE if report.problems else ExitStatus.DONE
+    return show_restored(report, report.to_dict(), f"{report.backup_key}@{report.backup_date}", settings)
 
 
 commands = [restore]
-
-
-def _check_destination(dest: str) -> None:
-    if not dest:
-        raise click.UsageError("DEST is empty", click.get_current_context())
-    existing = os.path.abspath(dest)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), existing)
 
 
 def _show_plan(plan: RestorePlan, settings: Settings) -> None:
@@ -142,29 +122,3 @@ def _show_plan(plan: RestorePlan, settings: Settings) -> None:
         )
         files = f"{count_text(plan.files, 'file')} of {size_text(plan.bytes_restored)}"
         print_line(f"{plan.backup_key}@{plan.backup_date}: {files}. {tiers}")
-
-
-def _show(report: RestoreReport, settings: Settings) -> None:
-    for problem in report.problems:
-        say("problem", str(problem))
-    for warning in report.warnings:
-        say("warning", warning)
-    if settings.json:
-        print_document(report.to_dict())
-    elif not settings.quiet:
-        print_line(_summary(report))
-
-
-def _summary(report: RestoreReport) -> str:
-    parts = [f"{count_text(report.written, 'name')} restored, {size_text(report.bytes_written)}"]
-    for number, words in (
-        (report.unchanged, "right already"),
-        (report.kept, "left as they were"),
-        (report.removed, "removed"),
-    ):
-        if number:
-            parts.append(f"{number:,} {words}")
-    if report.problems:
-        parts.append(f"{len(report.problems):,} not restored")
-    begin = "dry run, would be " if report.dry_run else ""
-    return f"{report.backup_key}@{report.backup_date}: {begin}{'; '.join(parts)}, in {duration_text(report.duration)}"

@@ -6,8 +6,10 @@ import os
 
 import click
 
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options, share_option
+from incremental_backups_tools.cli.place import find_addresses
 from incremental_backups_tools.cli.progress import show_progress
 from incremental_backups_tools.cli.trees import (
     action_printer,
@@ -17,13 +19,13 @@ from incremental_backups_tools.cli.trees import (
     unknown_sizes,
 )
 from incremental_backups_tools.cli.writing import cache_option
-from incremental_backups_tools.heap.sync.places import Place, check_apart, open_tree_at
+from incremental_backups_tools.heap.sync.places import check_apart, open_tree_at
 from incremental_backups_tools.heap.sync.syncing import sync_trees
 
 
 @click.command("sync", cls=IbtCommand)
-@click.argument("source", metavar="SRC_URL")
-@click.argument("target", metavar="DST_URL")
+@click.argument("source", metavar="SRC_URL", shell_complete=complete_directory)
+@click.argument("target", metavar="DST_URL", shell_complete=complete_directory)
 @click.option("--delete", is_flag=True, help="Remove from DST_URL what SRC_URL does not have.")
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
 @click.option(
@@ -62,10 +64,8 @@ def sync(
     file that cannot be read is named, the rest goes on, and the exit status is 3.
     """
     threads = threads_of(settings)
-    trees = [
-        open_tree_at(Place(url, options), threads=threads)
-        for url, options in ((source, source_options), (target, target_options))
-    ]
+    places = [("source", source, source_options), ("target", target, target_options)]
+    trees = [open_tree_at(address, threads=threads) for address in find_addresses(settings, places)]
     try:
         check_apart(trees[0].url, trees[1].url)
     except ValueError as error:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import click
 
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.errors import ExitStatus
-from incremental_backups_tools.cli.options import Settings
+from incremental_backups_tools.cli.options import Settings, named_values
 from incremental_backups_tools.cli.output import print_document, print_line, say
+from incremental_backups_tools.cli.place import NamedPlace, find_addresses
 from incremental_backups_tools.cli.rendering import count_text, size_text
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.heap.sync.apply import ApplyReport
-from incremental_backups_tools.heap.sync.places import DEFAULT_THREADS, Place
+from incremental_backups_tools.heap.sync.places import DEFAULT_THREADS
+from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.tree.entry import printable
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-def _storage_options(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, object]:
-    """``K=V`` as often as given; V is what JSON makes of it, and where it is no JSON the text itself."""
-    options: dict[str, object] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def storage_option(whose: str) -> Callable[[FunctionT], FunctionT]:
@@ -43,8 +29,8 @@ def storage_option(whose: str) -> Callable[[FunctionT], FunctionT]:
         f"{whose}_options",
         metavar="NAME=VALUE",
         multiple=True,
-        callback=_storage_options,
-        help=f"What the {whose}'s filesystem is to be opened with, such as endpoint_url=http://localhost:9000.",
+        callback=named_values,
+        help=f"As --storage-option, for the {whose} alone.",
     )
 
 
@@ -54,6 +40,7 @@ heap_option: Final = click.option(
     metavar="URL",
     envvar="IBT_HEAP",
     required=True,
+    shell_complete=complete_directory,
     help="Where the contents are kept: a directory or an fsspec URL.  [default: IBT_HEAP]",
 )
 snapshots_option: Final = click.option(
@@ -61,6 +48,7 @@ snapshots_option: Final = click.option(
     "snapshots_url",
     metavar="URL",
     envvar="IBT_SNAPSHOTS",
+    shell_complete=complete_directory,
     help="Where the snapshots are kept.  [default: IBT_SNAPSHOTS, else beside the contents]",
 )
 
@@ -73,16 +61,23 @@ def place_options(function: FunctionT) -> FunctionT:
 
 
 def places_of(
+    settings: Settings,
+    *others: NamedPlace,
     heap_url: str,
     heap_options: dict[str, object],
     snapshots_url: str | None,
     snapshots_options: dict[str, object],
-) -> tuple[Place, Place]:
-    """The place of the snapshots and that of the heap."""
-    heap = Place(heap_url, heap_options)
-    if not snapshots_url:
-        return heap, heap
-    return Place(snapshots_url, snapshots_options), heap
+) -> list[StoreAddress]:
+    """What is needed to open the *others*, then the place of the snapshots, then the heap.
+
+    Raises:
+        click.UsageError, OSError: as :func:`find_addresses`.
+    """
+    heap = ("heap", heap_url, heap_options)
+    if snapshots_url:
+        return find_addresses(settings, [*others, ("snapshots", snapshots_url, snapshots_options), heap])
+    addresses = find_addresses(settings, [*others, heap])
+    return [*addresses, addresses[-1]]
 
 
 def threads_of(settings: Settings) -> int:

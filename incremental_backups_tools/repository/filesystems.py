@@ -4,7 +4,8 @@ A store holds objects that are created once; here lie files that people own and 
 which shows the old file or the new one and never a part, and there are change keys: what a filesystem offers
 to see a change by without reading.
 
-No listing comes from a filesystem's own cache, and one that fails is an error, never an empty directory.
+No listing comes from a filesystem's own cache, and one that fails is an error, never an empty directory. Failures
+that pass are tried again, as a store does it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
-import fsspec.core
+import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
@@ -37,14 +38,17 @@ from incremental_backups_tools.repository.change_keys import (
     modification_time_ns,
 )
 from incremental_backups_tools.repository.local import LocalStore
-from incremental_backups_tools.repository.open import open_store
+from incremental_backups_tools.repository.open import StoreAddress, is_url, open_store
+from incremental_backups_tools.repository.open import open_filesystem as open_remote
 from incremental_backups_tools.repository.remote import FsspecStore
+from incremental_backups_tools.repository.remote_base import RemoteOptions
+from incremental_backups_tools.repository.retrying import Retrier, describe
 from incremental_backups_tools.repository.store import Store, translate_os_error
 
+ResultT = TypeVar("ResultT")
+
 _OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-_PROTOCOL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _LOCAL_URL: Final = re.compile(r"(?:file|local)://", re.IGNORECASE)
-_PASSWORD: Final = re.compile(r"(//[^/@:]*):[^/@]*@")
 _PIECE_LEN: Final = 4 << 20
 # Some file systems count whole seconds, FAT two, and clocks differ.
 _RACY_NS: Final = 10 * 10**9
@@ -65,30 +69,28 @@ def local_path_of(filesystem: Any, root: str) -> str | None:
     return os.path.abspath(str(filesystem._strip_protocol(root)))
 
 
-def open_filesystem(url: str, storage_options: Mapping[str, object] | None = None) -> tuple[Any, str, str]:
+def open_filesystem(address: StoreAddress) -> tuple[Any, str, str]:
     """Connect to what a directory or URL names.
 
     Returns:
         The fsspec filesystem, the path on it, and the URL as it may be shown, without passwords.
 
     Raises:
-        RepositoryError: an unknown protocol, a library that is not installed, options it does not take.
+        RepositoryError: an unknown protocol, a library that is not installed, options it does not take, no connection.
     """
-    shown = _PASSWORD.sub(r"\1:***@", url)
+    url = address.url
     if not url:
         raise RepositoryError("the name of a directory or URL is empty")
-    if _LOCAL_URL.match(url) or not _PROTOCOL.match(url):
-        path = _LOCAL_URL.sub("", url, count=1)
-        return fsspec.filesystem("file"), os.path.abspath(path), shown
-    options: dict[str, Any] = dict(storage_options or {})
-    if url.partition("://")[0].lower() in _OBJECT_STORES:
-        options = {"use_listings_cache": False, "skip_instance_cache": True, **options}
+    if not is_url(url):
+        return fsspec.filesystem("file"), os.path.abspath(_LOCAL_URL.sub("", url, count=1)), url
+    retrier = Retrier(address.remote_options.retry)
     try:
-        filesystem, root = fsspec.core.url_to_fs(url, **options)
+        return retrier.call(lambda: open_remote(url, address.storage_options))
+    except BackupError:
+        raise
     except Exception as error:
-        # Whatever a protocol's library raises while it connects: missing module, wrong option, no network.
-        raise RepositoryError(_PASSWORD.sub(r"\1:***@", f"cannot open {url}: {error}")) from error
-    return filesystem, root, shown
+        # What passes by itself and did not: each library has errors of its own.
+        raise RepositoryError(f"cannot connect to {url.partition('://')[0]}://: {describe(error)}") from error
 
 
 def store_on(filesystem: Any, root: str, *, url: str | None = None) -> Store:
@@ -100,15 +102,15 @@ def store_on(filesystem: Any, root: str, *, url: str | None = None) -> Store:
     return FsspecStore(filesystem, filesystem._strip_protocol(root), url=shown)
 
 
-def store_at(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
+def store_at(address: StoreAddress) -> Store:
     """As :func:`store_on`, for a directory or URL.
 
     Raises:
         RepositoryError: it cannot be opened.
     """
-    if _LOCAL_URL.match(url) or not _PROTOCOL.match(url):
-        return LocalStore(_LOCAL_URL.sub("", url, count=1), file_mode=_OBJECT_MODE)
-    return open_store(url, storage_options)
+    if not is_url(address.url):
+        return LocalStore(_LOCAL_URL.sub("", address.url, count=1), file_mode=_OBJECT_MODE)
+    return open_store(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,16 @@ class RemoteFiles:
         *,
         url: str | None = None,
         change_keys: Mapping[str, ChangeKeyGetter],
+        options: RemoteOptions | None = None,
     ) -> None:
-        """Nothing is looked at before it is used."""
+        """Nothing is looked at before it is used.
+
+        Args:
+            options: limits and retries.
+        """
+        options = options or RemoteOptions()
+        self._limits = options.limits
+        self._retrier = Retrier(options.retry)
         self._fs: AbstractFileSystem = filesystem
         self._root = filesystem._strip_protocol(root).rstrip("/")
         self._protocols = protocols_of(filesystem)
@@ -159,16 +169,19 @@ class RemoteFiles:
             RepositoryNotFoundError: the top is not there.
         """
         path = self._path(directory)
-        with self._translated("list", directory):
+
+        def list_it() -> list[dict[str, Any]] | None:
             self._fs.invalidate_cache()
             try:
-                found = self._fs.ls(path, detail=True)
-            except FileNotFoundError as error:
-                if directory:
-                    return []
-                raise RepositoryNotFoundError(f"{self.url} is not there") from error
+                return list(self._fs.ls(path, detail=True))
+            except FileNotFoundError:
+                return None
+
+        found = self._call("list", directory, list_it)
+        if found is None and not directory:
+            raise RepositoryNotFoundError(f"{self.url} is not there")
         names = []
-        for info in found:
+        for info in found or ():
             # A marker object for the directory, or the path when it is a file, stands in its own listing.
             full = str(info["name"]).rstrip("/")
             if full.strip("/") != path.strip("/"):
@@ -177,13 +190,16 @@ class RemoteFiles:
 
     def look(self, path: str) -> RemoteName | None:
         """Look at one name; None where there is nothing."""
-        with self._translated("look at", path):
+
+        def look() -> dict[str, Any] | None:
             self._fs.invalidate_cache()
             try:
-                info = self._fs.info(self._path(path))
+                return dict(self._fs.info(self._path(path)))
             except FileNotFoundError:
                 return None
-        return self._name_of(path.rpartition("/")[2], info)
+
+        info = self._call("look at", path, look)
+        return None if info is None else self._name_of(path.rpartition("/")[2], info)
 
     def iter_content(self, path: str, size: int | None) -> Iterator[bytes]:
         """A file's content in pieces of bounded length: exactly *size* bytes, where that is known.
@@ -200,9 +216,9 @@ class RemoteFiles:
         offset = 0
         while offset < size:
             end = min(offset + _PIECE_LEN, size)
-            with self._translated("read", path):
-                # Not through a file object: memory:// has one for all readers, others cache as they like.
-                piece = bytes(fetch(self._path(path), start=offset, end=end))
+            self._limits.before_download(end - offset)
+            # Not through a file object: memory:// has one for all readers, others cache as they like.
+            piece = bytes(self._call("read", path, partial(fetch, self._path(path), start=offset, end=end)))
             if len(piece) != end - offset:
                 raise IntegrityError(
                     f"{path} in {self.url}: {offset + len(piece)} bytes, expected {size}",
@@ -214,7 +230,7 @@ class RemoteFiles:
             offset = end
 
     def replace(self, path: str, file: BinaryIO, size: int) -> RemoteName:
-        """Give *path* the content of a file, at position 0, in place of what it had: never a part of it.
+        """Give *path* the content of a seekable file in place of what it had: never a part of it.
 
         Returns:
             The file as it is now.
@@ -222,7 +238,10 @@ class RemoteFiles:
         Raises:
             RepositoryError: it failed; what was there is there still, unless the storage cut the upload.
         """
-        with self._translated("write", path):
+
+        def put() -> None:
+            self._limits.before_upload(size)
+            file.seek(0)
             if "memory" in self._protocols:
                 self._fs.pipe_file(self._path(path), file.read())
             elif self.has_directories:
@@ -231,6 +250,8 @@ class RemoteFiles:
                 self._fs.pipe_file(self._path(path), file.read())
             else:
                 self._upload(file, self._path(path))
+
+        self._call("write", path, put)
         written = self.look(path)
         if written is None or written.size not in (size, None):
             found = "nothing" if written is None else f"{written.size} bytes"
@@ -243,8 +264,7 @@ class RemoteFiles:
             there = self.look(path)
             if there is None or there.kind == "directory":
                 return
-        with self._translated("delete", path), suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(path))
+        self._call("delete", path, partial(_unless_gone, self._fs.rm_file, self._path(path)))
         there = self.look(path)
         # On object stores a file and what looks like a directory may share a name.
         if there is not None and there.kind != "directory":
@@ -254,8 +274,7 @@ class RemoteFiles:
         """Remove an empty directory, where there are such things; one that is gone already is no error."""
         if not self.has_directories:
             return
-        with self._translated("delete", path), suppress(FileNotFoundError):
-            self._fs.rmdir(self._path(path))
+        self._call("delete", path, partial(_unless_gone, self._fs.rmdir, self._path(path)))
 
     def delete_tree(self, path: str) -> None:
         """Remove a directory with everything below it. Not by patterns, which fsspec would make of a ``*``."""
@@ -293,8 +312,7 @@ class RemoteFiles:
     def make_root(self) -> None:
         """Make the place itself where there are directories; a bucket is its owner's to make."""
         if self.has_directories:
-            with self._translated("make", ""):
-                self._fs.makedirs(self._root, exist_ok=True)
+            self._call("make", "", lambda: self._fs.makedirs(self._root, exist_ok=True))
 
     def _replace_by_rename(self, path: str, file: BinaryIO) -> None:
         full = self._path(path)
@@ -341,14 +359,18 @@ class RemoteFiles:
             self._fs.put_file(copy.name, full)
 
     def _iter_stream(self, path: str) -> Iterator[bytes]:
-        with self._translated("read", path):
-            stream = cast(BinaryIO, self._fs.open(self._path(path), "rb"))
+        stream = self._call("read", path, lambda: cast(BinaryIO, self._fs.open(self._path(path), "rb")))
         with stream:
             while True:
-                with self._translated("read", path):
-                    piece = stream.read(_PIECE_LEN)
+                try:
+                    piece = stream.read(
+                        _PIECE_LEN
+                    )  # not again: nobody knows where a stream stands that failed
+                except Exception as error:
+                    raise self._error("read", path, error) from error
                 if not piece:
                     return
+                self._limits.before_download(len(piece))
                 yield piece
 
     def _path(self, path: str) -> str:
@@ -369,15 +391,23 @@ class RemoteFiles:
             key,
         )
 
-    @contextmanager
-    def _translated(self, action: str, path: str) -> Iterator[None]:
+    def _call(self, action: str, path: str, function: Callable[[], ResultT]) -> ResultT:
+        """What *function* returns, called again where it fails in a way that passes: twice must do no harm."""
         try:
-            yield
+            return self._retrier.call(function)
         except BackupError:
             raise
-        except OSError as error:
-            raise translate_os_error(error, action, path, self.url) from error
         except Exception as error:
-            # Each protocol's library has errors of its own, which have no other base in common.
-            what = f"{path} in {self.url}" if path else self.url
-            raise RepositoryError(f"cannot {action} {what}: {type(error).__name__}: {error}") from error
+            raise self._error(action, path, error) from error
+
+    def _error(self, action: str, path: str, error: Exception) -> BackupError:
+        if isinstance(error, OSError):
+            return translate_os_error(error, action, path, self.url)
+        # Each protocol's library has errors of its own, which have no other base in common.
+        what = f"{path} in {self.url}" if path else self.url
+        return RepositoryError(f"cannot {action} {what}: {type(error).__name__}: {error}")
+
+
+def _unless_gone(remove: Callable[[str], object], path: str) -> None:
+    with suppress(FileNotFoundError):
+        remove(path)

@@ -83,7 +83,8 @@ class RetryPolicy:
 
     Attributes:
         attempts: most tries of one operation.
-        first_attempts: most tries before the store has ever answered: then it is rather a wrong name or port.
+        first_attempts: most tries before the store has ever answered: then it is rather a wrong name or port. And
+            after an operation was given up, until it answers again: not every file need wait for a dead network.
         base_seconds: the first wait; each further one is twice as long.
         cap_seconds: the longest wait.
     """
@@ -137,6 +138,7 @@ class Retrier:
                     raise
                 most = self._policy.attempts if self._was_answered else self._policy.first_attempts
                 if failures >= most:
+                    self._was_answered = False
                     raise
                 delay = self._policy.delay(failures, self._share())
                 level = logging.WARNING if delay >= 4 else logging.INFO

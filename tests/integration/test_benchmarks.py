@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 TINY = ("--made-files=40", "--database-mib=1", "--most-files=100", "--list-backups=2")
 
 
-def run_benchmarks(*arguments: str | Path) -> str:
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+def run_benchmarks(*arguments: str | Path, module: str = "benchmarks") -> str:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -67,6 +67,28 @@ def test_a_quick_run_has_figures_restores_and_bars(tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{chart}.svg").read_text().startswith("<?xml")
         assert (tmp_path / "out" / f"{chart}.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the work is cleared away
+
+
+def test_a_history_is_kept_in_every_form_and_restored(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    printed = run_benchmarks(
+        *("--quick", "--versions=4", "--forms=chain,snapshot,heap,disk,rsync links"),
+        *("--work", tmp_path / "work", "--json", tmp_path / "heap.json"),
+        module="benchmarks.heap",
+    )
+    document = json.loads((tmp_path / "heap.json").read_text())
+    forms: dict[str, Any] = document["forms"]
+    assert list(forms) == ["chain", "snapshot", "heap", "disk", "rsync links", "plain copies"]
+    assert [version["changed_paths"] > 0 for version in document["versions"]] == [False, True, True, True]
+    for name, form in forms.items():
+        assert form["restored"] == ([] if name == "plain copies" else ["same", "same"])
+        sizes = [kept["bytes"] for kept in form["kept"]]
+        assert len(sizes) == 4 and sizes == sorted(set(sizes))
+    totals = {name: form["kept"][-1]["bytes"] for name, form in forms.items()}
+    assert totals["chain"] < totals["heap"] < totals["snapshot"] < totals["plain copies"]
+    assert forms["chain"]["kept"][-1]["inodes"] < 30 < forms["heap"]["kept"][-1]["inodes"]
+    assert f"{totals['heap'] / totals['chain']:.2f}" in printed
+    assert list((tmp_path / "work").iterdir()) == []  # the work is cleared away
 
 
 def test_charts_are_drawn_again_from_a_report(tmp_path: Path) -> None:

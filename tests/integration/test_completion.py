@@ -25,6 +25,7 @@ ZSH = r"""
 compdef() { :; }
 source "$1"
 shift
+_path_files() { :; }
 _describe() { local -a found; found=("${(@P)3}"); print -l -- ${found%%:*}; }
 compadd() { shift 3; [[ $1 == -a ]] && print -l -- "${(@P)2}"; return 0; }
 words=("$@") CURRENT=$#
@@ -86,6 +87,56 @@ def test_commands_keys_backups_and_disks(
     assert complete(shell, "ibt completion zs", tmp_path, environment) == ["zsh"]
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_snapshots_and_what_is_in_a_heap(
+    shell: str, tmp_path: Path, source: Path, environment: dict[str, str]
+) -> None:
+    dest, heap = tmp_path / "dest", tmp_path / "heap"
+    run_ibt("snapshot", "create", source, "-d", dest)
+    run_ibt("snapshot", "create", source, "-d", dest)
+    run_ibt("snapshot", "create", source, "-d", dest, "--name", "mail")
+    ids = sorted(path.name for path in (dest / "source").iterdir())
+    snapshot = f"ibt snapshot {{}} -d {dest} {{}}"
+    for command in ("list", "ls", "restore", "delete", "verify", "prune", "diff"):
+        assert "mail" in complete(shell, snapshot.format(command, "ma"), tmp_path, environment), command
+    assert complete(shell, snapshot.format("create", "--name so"), tmp_path, environment) == ["source"]
+    kept = "@" if shell == "bash" else "source@"
+    offered = complete(shell, snapshot.format("restore", "source@2"), tmp_path, environment)
+    assert sorted(offered) == [kept + snapshot_id for snapshot_id in ids]
+    given = f"source@{ids[0]} source@2"
+    assert complete(shell, snapshot.format("delete", given), tmp_path, environment) == [kept + ids[1]]
+    assert f"{kept}latest" in complete(shell, snapshot.format("diff", "mail source@l"), tmp_path, environment)
+
+    run_ibt("heap", "snapshot", source, "--heap", heap)
+    (tmp_path / "restored").mkdir()
+    (tmp_path / "restored" / "removed").write_text("and kept for undoing")
+    run_ibt("heap", "restore", tmp_path / "restored", "--delete", "--heap", heap)
+    (name,) = (path.name.partition("Z")[0] + "Z" for path in (heap / "snapshots").iterdir())
+    (undo,) = (path.name.partition("Z")[0] + "Z" for path in (heap / "undo").iterdir())
+    assert complete(shell, f"ibt heap compare --heap {heap} 2", tmp_path, environment) == [name]
+    by_variable = {**environment, "IBT_HEAP": str(heap)}
+    assert complete(shell, "ibt heap restore x l", tmp_path, by_variable) == ["latest"]
+    assert complete(shell, "ibt heap restore x un", tmp_path, by_variable) == [f"undo/{undo}"]
+    assert complete(shell, "ibt heap compare latest 2", tmp_path, by_variable) == [name]
+
+
+def test_directories_are_completed_where_one_is_wanted(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "top" / "directory").mkdir(parents=True)
+    (tmp_path / "top" / "document").write_text("")
+    for line in (
+        "ibt backup",
+        "ibt restore source",
+        "ibt snapshot create",
+        "ibt snapshot restore source",
+        "ibt snapshot list -d",
+        "ibt sync",
+        "ibt heap restore",
+        "ibt disk restore",
+    ):
+        offered = complete("fish", f"{line} {tmp_path}/top/d", tmp_path, environment)
+        assert offered == [f"{tmp_path}/top/directory/"], line
+
+
 def test_bash_completes_through_readline(tmp_path: Path, place: Place, environment: dict[str, str]) -> None:
     """A real interactive bash, the Tab key pressed."""
     script = tmp_path / "script"
@@ -124,7 +175,11 @@ def test_what_cannot_be_read_offers_nothing_and_says_nothing(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     nowhere = {**environment, "IBT_REPOSITORY": "/nowhere", "IBT_DISK_CATALOGUE": "/nowhere"}
-    for line in ("ibt ls so", "ibt ls source@", "ibt disk backup va"):
+    for line in (
+        *("ibt ls so", "ibt ls source@", "ibt disk backup va"),
+        *("ibt snapshot ls so", "ibt snapshot ls -d /nowhere so", "ibt snapshot restore -d /nowhere source@"),
+        *("ibt heap compare 2", "ibt heap compare --heap /nowhere 2", "ibt heap compare --heap x://y 2"),
+    ):
         assert complete("fish", line, tmp_path, nowhere) == []
     named = f"ibt -r {environment['IBT_REPOSITORY']} ls so"
     assert complete("fish", named, tmp_path, nowhere) == ["source"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from support.command import PROGRAM, WITHOUT_OVERRIDE, command_environment, content_of, run_ibt
 
-from incremental_backups_tools.heap.sync.places import Place, open_tree_at
+from incremental_backups_tools.heap.sync.places import open_tree_at
 from incremental_backups_tools.heap.sync.syncing import sync_trees
 from incremental_backups_tools.repository.filesystems import store_at
 from incremental_backups_tools.repository.locks import KeyLock
+from incremental_backups_tools.repository.open import StoreAddress
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_wrong_places_say_so(source: Path, heap: str, tmp_path: Path) -> None:
 def test_a_heap_in_use_is_not_cleaned(source: Path, heap: str, tmp_path: Path) -> None:
     fill(source)
     run_ibt("heap", "snapshot", source, heap)
-    store = store_at(str(tmp_path / "heap"))
+    store = store_at(StoreAddress(str(tmp_path / "heap")))
     with KeyLock.acquire(store, "add-someone", operation="a snapshot"):
         assert "a snapshot" in run_ibt("heap", "gc", heap, status=11).error
     run_ibt("heap", "gc", heap)
@@ -191,7 +192,7 @@ def test_sync_reads_nothing_that_the_record_speaks_for(source: Path, tmp_path: P
 
     def run(**options: bool) -> list[str]:
         reads.clear()
-        trees = [open_tree_at(Place(str(path))) for path in (source, target)]
+        trees = [open_tree_at(StoreAddress(str(path))) for path in (source, target)]
         for tree in trees:
             original = tree.read
 

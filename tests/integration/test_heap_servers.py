@@ -10,11 +10,12 @@ import pytest
 from support.servers import Server
 
 from incremental_backups_tools.heap.sync.collect import collect_garbage, verify_heap
-from incremental_backups_tools.heap.sync.places import Place, open_tree_at
+from incremental_backups_tools.heap.sync.places import open_tree_at
 from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
 from incremental_backups_tools.heap.sync.syncing import sync_trees
 from incremental_backups_tools.heap.sync.tree import FileTree, Listing
 from incremental_backups_tools.repository.filesystems import store_at
+from incremental_backups_tools.repository.open import StoreAddress
 
 # What adlfs hands to its HTTP library is adlfs' business; that library warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
@@ -30,25 +31,25 @@ CONTENTS = {
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Place]:
-    def make(kind: str) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], StoreAddress]:
+    def make(kind: str) -> StoreAddress:
         if kind == "local":
             path = tmp_path / f"{os.urandom(4).hex()}"
             path.mkdir()
-            return Place(str(path))
+            return StoreAddress(str(path))
         server: Server = request.getfixturevalue(kind)
-        return Place(server.new_url(), server.storage_options)
+        return StoreAddress(server.new_url(), server.storage_options)
 
     return make
 
 
-def fill(place: Place, tmp_path: Path, contents: dict[str, bytes]) -> None:
+def fill(place: StoreAddress, tmp_path: Path, contents: dict[str, bytes]) -> None:
     source = tmp_path / os.urandom(4).hex()
     for path, content in contents.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes(content)
     report = sync_trees(
-        open_tree_at(Place(str(source))),
+        open_tree_at(StoreAddress(str(source))),
         open_tree_at(place),
         delete=True,
         max_deleted=1,
@@ -79,7 +80,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=" to ".join)
-def test_sync(route: tuple[str, str], place: Callable[[str], Place], tmp_path: Path) -> None:
+def test_sync(route: tuple[str, str], place: Callable[[str], StoreAddress], tmp_path: Path) -> None:
     source, target = place(route[0]), place(route[1])
     fill(source, tmp_path, CONTENTS)
 
@@ -120,7 +121,9 @@ def test_sync(route: tuple[str, str], place: Callable[[str], Place], tmp_path: P
         ("local", "azurite"),
     ],
 )
-def test_snapshots(source_kind: str, heap_kind: str, place: Callable[[str], Place], tmp_path: Path) -> None:
+def test_snapshots(
+    source_kind: str, heap_kind: str, place: Callable[[str], StoreAddress], tmp_path: Path
+) -> None:
     source, heap = place(source_kind), place(heap_kind)
     fill(source, tmp_path, CONTENTS)
     first = Snapshooter.at(source, heap, heap)
@@ -138,7 +141,7 @@ def test_snapshots(source_kind: str, heap_kind: str, place: Callable[[str], Plac
     elsewhere = place("local")
     assert Snapshooter.at(elsewhere, heap, heap).restore_snapshot(name).problems == []
     assert contents_of(open_tree_at(elsewhere)) == CONTENTS
-    store = store_at(heap.url, heap.storage_options)
+    store = store_at(heap)
     assert collect_garbage(store, [store]).deleted_objects == 0
     store.delete(name)
     assert verify_heap(store, [store], read_data=True).faults == []
@@ -146,7 +149,7 @@ def test_snapshots(source_kind: str, heap_kind: str, place: Callable[[str], Plac
 
 @pytest.mark.parametrize("kind", ["seaweedfs", "azurite"])
 def test_a_store_that_was_wiped_behind_its_back_is_seen(
-    kind: str, place: Callable[[str], Place], tmp_path: Path
+    kind: str, place: Callable[[str], StoreAddress], tmp_path: Path
 ) -> None:
     source, heap = place("local"), place(kind)
     fill(source, tmp_path, {"a": b"1", "b": b"2"})
@@ -156,5 +159,5 @@ def test_a_store_that_was_wiped_behind_its_back_is_seen(
     for item in list(other.heap.iter_objects()):
         other.heap.delete(item.digest)
     snapshooter.save_snapshot(snapshooter.make_snapshot()[0])
-    store = store_at(heap.url, heap.storage_options)
+    store = store_at(heap)
     assert len(verify_heap(store, [store], read_data=True).faults) == 0

@@ -253,6 +253,50 @@ def test_some_paths_alone_are_restored(place: Place, tmp_path: Path) -> None:
     assert_same_tree(place.source, target)
 
 
+def test_a_link_to_a_file_that_was_left_alone_gets_the_snapshots_content(
+    place: Place, tmp_path: Path
+) -> None:
+    (place.source / "a").write_text("of the snapshot")
+    for name in ("b", "c"):
+        os.link(place.source / "a", place.source / name)
+    place.create()
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a").write_text("of the user")
+    place.ibt("restore", NAME, target, "--overwrite", "never")
+    found = [(target / name).read_text() for name in "abc"]
+    assert found == ["of the user", "of the snapshot", "of the snapshot"]
+    assert (target / "b").samefile(target / "c") and not (target / "a").samefile(target / "b")
+
+
+@pytest.mark.parametrize("size", [10, 3 << 20], ids=["small", "large"])
+@pytest.mark.parametrize("damage", ["altered", "cut", "removed", "no file"])
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_damaged_object_gives_way_to_one_with_the_same_content(
+    place: Place, tmp_path: Path, size: int, damage: str, threads: str
+) -> None:
+    for name, mode in (("a", 0o600), ("b", 0o644)):
+        (place.source / name).write_bytes(bytes(size))
+        (place.source / name).chmod(mode)
+    (place.source / "c").write_bytes(b"c" * size)
+    place.create()
+    for name in ("a", "c"):
+        inode = (place.tree() / name).stat().st_ino
+        path = next(path for path in place.objects() if path.stat().st_ino == inode)
+        if damage in ("removed", "no file"):
+            path.unlink()
+            if damage == "no file":
+                path.mkdir()
+        else:
+            path.write_bytes(b"x" * size if damage == "altered" else b"")
+    target = tmp_path / "target"
+    ran = place.ibt("restore", NAME, target, "--threads", threads, status=3)
+    assert (target / "a").read_bytes() == (target / "b").read_bytes() == bytes(size)
+    assert (target / "a").stat().st_mode & 0o777 == 0o600
+    assert not (target / "c").exists()
+    assert "problem: c: " in ran.stderr and ran.stderr.count("problem: ") == 1
+
+
 def test_a_restored_file_shares_nothing_with_the_snapshot(place: Place, tmp_path: Path) -> None:
     (place.source / "file").write_text("content")
     place.create()

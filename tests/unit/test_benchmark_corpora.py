@@ -148,3 +148,10 @@ def test_trees_that_cannot_be_fetched_are_an_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotFetchError, match="not installed"):
         linux_trees(tmp_path)
+
+
+def test_as_many_releases_as_are_wanted_and_there(tmp_path: Path) -> None:
+    for name in ("6.1.9", "6.1.10", "6.1.11", "6.1.100", "not-a-release"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in linux_trees(tmp_path)] == ["6.1.10", "6.1.11", "6.1.100"]
+    assert len(linux_trees(tmp_path, most=10)) == 4

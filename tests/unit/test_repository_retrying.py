@@ -134,6 +134,18 @@ def test_it_gives_up_with_the_last_error() -> None:
     assert flaky.calls == POLICY.attempts
 
 
+def test_after_giving_up_the_next_is_given_up_sooner_until_one_answers() -> None:
+    retrier = Retrier(POLICY, sleep=lambda seconds: None)
+    retrier.call(lambda: None)
+    for attempts in (POLICY.attempts, POLICY.first_attempts, POLICY.first_attempts):
+        flaky = Flaky(100, TimeoutError())
+        with pytest.raises(TimeoutError):
+            retrier.call(flaky)
+        assert flaky.calls == attempts
+    retrier.call(lambda: None)
+    assert retrier.call(Flaky(POLICY.attempts - 1, TimeoutError())) == "done"
+
+
 def test_who_never_answered_is_given_up_sooner() -> None:
     flaky = Flaky(100, ConnectionRefusedError())
     with pytest.raises(ConnectionRefusedError):

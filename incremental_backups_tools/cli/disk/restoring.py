@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.disk.options import (
     catalogue_option,
     dry_run_option,
@@ -36,7 +37,7 @@ _AT = click.option(
 
 
 @click.command("restore", cls=IbtCommand)
-@click.argument("dest", metavar="DEST")
+@click.argument("dest", metavar="DEST", shell_complete=complete_directory)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
     "--from",

@@ -9,13 +9,14 @@ from typing import BinaryIO
 
 import click
 
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.excluding import exclusion_options, exclusion_rules
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options, share_option
 from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.progress import show_progress
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
-from incremental_backups_tools.cli.snapshot.points import dest_option
+from incremental_backups_tools.cli.snapshot.points import complete_name, dest_option
 from incremental_backups_tools.cli.writing import wait_option
 from incremental_backups_tools.heap.snapshots.cacheback import import_cacheback
 from incremental_backups_tools.heap.snapshots.create import create_snapshot, name_of
@@ -33,12 +34,13 @@ def _check_name(context: click.Context, parameter: click.Parameter, value: str |
 
 
 @click.command("create", cls=IbtCommand)
-@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True, shell_complete=complete_directory)
 @dest_option
 @click.option(
     "--name",
     metavar="NAME",
     callback=_check_name,
+    shell_complete=complete_name,
     help="Name under which the snapshots of TARGET are kept.  [default: its own]",
 )
 @exclusion_options
@@ -109,9 +111,15 @@ def create(
 
 
 @click.command("import", cls=IbtCommand)
-@click.argument("place", metavar="DIR")
+@click.argument("place", metavar="DIR", shell_complete=complete_directory)
 @dest_option
-@click.option("--name", metavar="NAME", callback=_check_name, help="Name under which they are kept.")
+@click.option(
+    "--name",
+    metavar="NAME",
+    callback=_check_name,
+    shell_complete=complete_name,
+    help="Name under which they are kept.",
+)
 @click.option(
     "--target",
     metavar="PATH",

@@ -12,7 +12,12 @@ from incremental_backups_tools.cli.keeping import keep_by_time_options, policy_o
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
 from incremental_backups_tools.cli.output import print_document, print_line
 from incremental_backups_tools.cli.rendering import count_text, size_text, time_text
-from incremental_backups_tools.cli.snapshot.points import dest_option, find_snapshot
+from incremental_backups_tools.cli.snapshot.points import (
+    complete_name,
+    complete_snapshot,
+    dest_option,
+    find_snapshot,
+)
 from incremental_backups_tools.cli.writing import wait_option
 from incremental_backups_tools.heap.snapshots.depot import Depot
 from incremental_backups_tools.heap.snapshots.keeping import (
@@ -25,7 +30,7 @@ from incremental_backups_tools.repository.layout import parse_backup_id
 
 
 @click.command("delete", cls=IbtCommand)
-@click.argument("points", metavar="NAME@WHEN...", nargs=-1, required=True)
+@click.argument("points", metavar="NAME@WHEN...", nargs=-1, required=True, shell_complete=complete_snapshot)
 @dest_option
 @wait_option
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
@@ -54,7 +59,7 @@ def delete(
 
 
 @click.command("prune", cls=IbtCommand)
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_name)
 @dest_option
 @keep_by_time_options
 @wait_option

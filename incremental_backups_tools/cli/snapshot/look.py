@@ -28,7 +28,14 @@ from incremental_backups_tools.cli.rendering import (
     time_text,
     utc_text,
 )
-from incremental_backups_tools.cli.snapshot.points import dest_option, find_snapshot, split_name
+from incremental_backups_tools.cli.snapshot.points import (
+    complete_name,
+    complete_snapshot,
+    complete_snapshot_or_directory,
+    dest_option,
+    find_snapshot,
+    split_name,
+)
 from incremental_backups_tools.cli.writing import wait_option
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.heap.snapshots.depot import Depot
@@ -42,7 +49,7 @@ from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("list", cls=IbtCommand)
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_name)
 @dest_option
 @common_options
 @click.pass_obj
@@ -75,7 +82,7 @@ def list_command(settings: Settings, name: str | None, dest: str) -> ExitStatus:
 
 
 @click.command("ls", cls=IbtCommand)
-@click.argument("point", metavar="[NAME[@WHEN]]", required=False)
+@click.argument("point", metavar="[NAME[@WHEN]]", required=False, shell_complete=complete_snapshot)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @dest_option
 @common_options
@@ -100,8 +107,8 @@ def ls(settings: Settings, point: str | None, paths: tuple[str, ...], dest: str)
 
 
 @click.command("diff", cls=IbtCommand)
-@click.argument("old", metavar="NAME@A")
-@click.argument("new", metavar="NAME@B|DIR")
+@click.argument("old", metavar="NAME@A", shell_complete=complete_snapshot)
+@click.argument("new", metavar="NAME@B|DIR", shell_complete=complete_snapshot_or_directory)
 @dest_option
 @common_options
 @click.pass_obj
@@ -144,7 +151,7 @@ def diff(settings: Settings, old: str, new: str, dest: str) -> ExitStatus:
 
 
 @click.command("verify", cls=IbtCommand)
-@click.argument("point", metavar="[NAME[@WHEN]]", required=False)
+@click.argument("point", metavar="[NAME[@WHEN]]", required=False, shell_complete=complete_snapshot)
 @dest_option
 @wait_option
 @common_options

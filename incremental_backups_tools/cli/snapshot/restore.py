@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 
 import click
 
+from incremental_backups_tools.cli.completion_items import complete_directory
 from incremental_backups_tools.cli.errors import ExitStatus
 from incremental_backups_tools.cli.options import IbtCommand, Settings, common_options
-from incremental_backups_tools.cli.output import print_document, print_line, say
 from incremental_backups_tools.cli.progress import show_progress
-from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
-from incremental_backups_tools.cli.snapshot.points import dest_option, find_snapshot
+from incremental_backups_tools.cli.restoring import check_destination, replacing_options, show_restored
+from incremental_backups_tools.cli.snapshot.points import complete_snapshot, dest_option, find_snapshot
 from incremental_backups_tools.cli.writing import wait_option
 from incremental_backups_tools.heap.snapshots.depot import Depot
-from incremental_backups_tools.heap.snapshots.restore import Overwrite, RestoreReport, restore_snapshot
+from incremental_backups_tools.heap.snapshots.restore import restore_snapshot
+from incremental_backups_tools.tree.restoring import Overwrite
 from incremental_backups_tools.tree.selection import Selection
 
 
 @click.command("restore", cls=IbtCommand)
-@click.argument("point", metavar="NAME[@WHEN]")
-@click.argument("target", metavar="TARGET")
+@click.argument("point", metavar="NAME[@WHEN]", shell_complete=complete_snapshot)
+@click.argument("target", metavar="TARGET", shell_complete=complete_directory)
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @dest_option
-@click.option(
-    "--overwrite",
-    type=click.Choice(("never", "changed", "always")),
-    default="changed",
-    show_default=True,
-    help="Files that are there: leave them, replace those with other content, or replace all.",
-)
-@click.option(
-    "--delete", is_flag=True, help="Remove from TARGET, below each PATH, what the snapshot does not have."
-)
-@click.option("--numeric-owner", is_flag=True, help="Take owners by number, not by name.")
+@replacing_options("TARGET", "snapshot")
 @wait_option
 @click.option("-n", "--dry-run", is_flag=True, help="Find out what would be done, and change nothing.")
 @common_options
@@ -61,7 +50,7 @@ def restore(
     Nothing outside TARGET is written. A file that is damaged is named, the others are restored, and the exit status
     is 3.
     """
-    _check_target(target)
+    check_destination(target, "TARGET")
     depot = Depot.open(dest)
     name, snapshot_id = find_snapshot(depot, point)
 
@@ -81,47 +70,11 @@ def restore(
             delete=delete,
             numeric_owner=numeric_owner,
             dry_run=dry_run,
+            threads=settings.threads,
             wait_seconds=wait_seconds,
             on_progress=on_progress,
         )
-    _show(report, settings)
-    return ExitStatus.INCOMPLETE if report.problems else ExitStatus.DONE
+    return show_restored(report, report.to_dict(), f"{name}@{snapshot_id}", settings)
 
 
 commands = [restore]
-
-
-def _check_target(target: str) -> None:
-    if not target:
-        raise click.UsageError("TARGET is empty", click.get_current_context())
-    existing = os.path.abspath(target)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), existing)
-
-
-def _show(report: RestoreReport, settings: Settings) -> None:
-    for problem in report.problems:
-        say("problem", str(problem))
-    for warning in report.warnings:
-        say("warning", warning)
-    if settings.json:
-        print_document(report.to_dict())
-    elif not settings.quiet:
-        print_line(_summary(report))
-
-
-def _summary(report: RestoreReport) -> str:
-    parts = [f"{count_text(report.written, 'name')} restored, {size_text(report.bytes_written)}"]
-    for number, words in (
-        (report.unchanged, "right already"),
-        (report.kept, "left as they were"),
-        (report.removed, "removed"),
-    ):
-        if number:
-            parts.append(f"{number:,} {words}")
-    if report.problems:
-        parts.append(f"{len(report.problems):,} not restored")
-    begin = "dry run, would be " if report.dry_run else ""
-    return f"{report.name}@{report.id}: {begin}{'; '.join(parts)}, in {duration_text(report.duration)}"

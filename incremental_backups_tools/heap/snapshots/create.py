@@ -23,7 +23,7 @@ from incremental_backups_tools.heap.snapshots.healing import heal
 from incremental_backups_tools.heap.snapshots.index import IndexDraft, SnapshotHeader, check_index
 from incremental_backups_tools.heap.snapshots.instances import Instances
 from incremental_backups_tools.heap.snapshots.layout import CONTROL, MAKING, unfinished_name, validate_name
-from incremental_backups_tools.heap.snapshots.report import SnapshotReport, Warnings
+from incremental_backups_tools.heap.snapshots.report import SnapshotReport
 from incremental_backups_tools.heap.snapshots.scan import Scan
 from incremental_backups_tools.repository.layout import encode_backup_id, parse_backup_id
 from incremental_backups_tools.tree.destination import Destination
@@ -31,6 +31,7 @@ from incremental_backups_tools.tree.entry import ROOT, Entry, printable
 from incremental_backups_tools.tree.exclusion import ExclusionRules
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.metadata import MetadataApplier
+from incremental_backups_tools.tree.restoring import Warnings
 from incremental_backups_tools.tree.source import walk_source
 
 DEFAULT_MAX_DELETED: Final = 0.5

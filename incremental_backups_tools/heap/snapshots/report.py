@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 from incremental_backups_tools.tree.entry import printable
@@ -72,25 +71,3 @@ class SnapshotReport:
 def problem_records(problems: list[Problem]) -> list[dict[str, str]]:
     """Problems as plain data."""
     return [{"path": printable(problem.path), "message": problem.message} for problem in problems]
-
-
-class Warnings:
-    """Metadata that could not be given: one warning for each kind, with the first name. Threads may share it."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
-        self._mutex = Lock()
-
-    def add(self, kind: str, path: bytes, message: str) -> None:
-        """Note one."""
-        with self._mutex:
-            count, first = self._found.get(kind, (0, f"{printable(path)}: {message}"))
-            self._found[kind] = (count + 1, first)
-
-    @property
-    def texts(self) -> list[str]:
-        """A sentence for each kind."""
-        return [
-            f"{kind} could not be set for {count} name{'s' if count > 1 else ''}; the first is {first}"
-            for kind, (count, first) in self._found.items()
-        ]

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from incremental_backups_tools.heap.sync.local import LocalTree
 from incremental_backups_tools.heap.sync.tree import FileTree, RemoteTree
 from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
-from incremental_backups_tools.repository.filesystems import (
-    local_path_of,
-    open_filesystem,
-)
+from incremental_backups_tools.repository.filesystems import local_path_of, open_filesystem
+from incremental_backups_tools.repository.open import StoreAddress
+from incremental_backups_tools.repository.remote_base import RemoteOptions
 
 DEFAULT_THREADS: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A directory or URL, and what is needed to open it."""
-
-    url: str
-    storage_options: Mapping[str, object] | None = None
 
 
 def open_tree(
@@ -33,22 +23,23 @@ def open_tree(
     url: str | None = None,
     change_keys: Mapping[str, ChangeKeyGetter] = CHANGE_KEYS,
     threads: int = DEFAULT_THREADS,
+    options: RemoteOptions | None = None,
 ) -> FileTree:
     """The tree at a path on an fsspec filesystem; that of this machine is read as such."""
     fs_path = local_path_of(filesystem, root)
     if fs_path is not None:
         return LocalTree(fs_path, change_keys=change_keys)
-    return RemoteTree(filesystem, root, url=url, change_keys=change_keys, threads=threads)
+    return RemoteTree(filesystem, root, url=url, change_keys=change_keys, threads=threads, options=options)
 
 
-def open_tree_at(place: Place, *, threads: int = DEFAULT_THREADS) -> FileTree:
+def open_tree_at(address: StoreAddress, *, threads: int = DEFAULT_THREADS) -> FileTree:
     """The tree at a directory or URL.
 
     Raises:
         RepositoryError: it cannot be opened.
     """
-    filesystem, root, shown = open_filesystem(place.url, place.storage_options)
-    return open_tree(filesystem, root, url=shown, threads=threads)
+    filesystem, root, shown = open_filesystem(address)
+    return open_tree(filesystem, root, url=shown, threads=threads, options=address.remote_options)
 
 
 def check_apart(one: str, other: str) -> None:

@@ -27,7 +27,6 @@ from incremental_backups_tools.heap.sync.compare import Comparison, compare_snap
 from incremental_backups_tools.heap.sync.leases import lease_for_adding
 from incremental_backups_tools.heap.sync.places import (
     DEFAULT_THREADS,
-    Place,
     check_apart,
     open_tree,
     open_tree_at,
@@ -45,12 +44,10 @@ from incremental_backups_tools.heap.sync.snapshot import (
 from incremental_backups_tools.heap.sync.tables import Table
 from incremental_backups_tools.heap.sync.tree import FileTree, Problems
 from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
-from incremental_backups_tools.repository.filesystems import (
-    store_at,
-    store_on,
-)
+from incremental_backups_tools.repository.filesystems import store_at, store_on
 from incremental_backups_tools.repository.layout import encode_backup_id
 from incremental_backups_tools.repository.locks import KeyLock
+from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.tree.entry import Entry
 
@@ -104,9 +101,9 @@ class Snapshooter:
     @classmethod
     def at(
         cls,
-        source: Place,
-        snapshots: Place,
-        heap: Place,
+        source: StoreAddress,
+        snapshots: StoreAddress,
+        heap: StoreAddress,
         *,
         threads: int = DEFAULT_THREADS,
         on_problem: Problems | None = None,
@@ -116,8 +113,8 @@ class Snapshooter:
         self = cls.__new__(cls)
         self._init(
             open_tree_at(source, threads=threads),
-            store_at(snapshots.url, snapshots.storage_options),
-            store_at(heap.url, heap.storage_options),
+            store_at(snapshots),
+            store_at(heap),
             threads,
             on_problem,
             on_progress,

@@ -25,6 +25,7 @@ from incremental_backups_tools.exceptions import (
 )
 from incremental_backups_tools.repository.change_keys import ChangeKeyGetter
 from incremental_backups_tools.repository.filesystems import RemoteFiles, RemoteName
+from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry, check_rel_path, printable
 
 ResultT = TypeVar("ResultT")
@@ -183,9 +184,10 @@ class RemoteTree(FileTree):
         url: str | None = None,
         change_keys: Mapping[str, ChangeKeyGetter],
         threads: int,
+        options: RemoteOptions | None = None,
     ) -> None:
         """Nothing is looked at before it is used."""
-        self._files = RemoteFiles(filesystem, root, url=url, change_keys=change_keys)
+        self._files = RemoteFiles(filesystem, root, url=url, change_keys=change_keys, options=options)
         self._threads = threads
         self._mode = _default_mode()
         self.url = self._files.url
