@@ -10,7 +10,10 @@ interleaved runs, in seconds of wall time and of processor time, each in proport
 2. the newest point after many increments, each of which edited a hundredth of the files, beside a full of that point.
 
 Then, where strace is installed: the system calls that restoring makes for each file, and the bytes of the
-repository that are read for one small file.
+repository that are read for one small file of the tree, and for one of 2 bytes in the middle of a volume of 1 GiB.
+
+The bars: the newest point takes at most 1.2 times what the full takes, in wall and in processor time, and the file of
+2 bytes reads less than 4 MiB.
 
 What was restored is removed at the end only: ext4 passes over inodes that were deleted within the last minute, one by
 one, so that whoever creates files after a removal is slowed down by it.
@@ -37,6 +40,9 @@ from pathlib import Path
 from benchmarks.measure import processor
 
 EDITED_SHARE = 100
+MAX_CHAIN_RATIO = 1.2
+MAX_READ = 4 << 20
+VOLUME_LEN = 1 << 30
 Measured = dict[str, list[tuple[float, float]]]
 
 
@@ -55,6 +61,7 @@ def main() -> None:
         }
         if shutil.which("strace"):
             print_calls(bench)
+            print_read_of_large_volume(bench)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1))
 
@@ -148,7 +155,17 @@ def many_increments(bench: Bench, source: Path, runs: int, increments: int) -> M
     for _ in range(runs):
         measure(bench, {"one full": bench.restore("flat"), "chain": bench.restore("chain")}, measured)
     show(f"restore after {increments} increments, {runs} runs", measured)
+    chain, full = medians_of(measured["chain"]), medians_of(measured["one full"])
+    for name, one, other in zip(("wall", "cpu"), chain, full, strict=True):
+        ratio = one / other
+        print(
+            f"{name}: {ratio:.2f} times one full (bar {MAX_CHAIN_RATIO}): {verdict(ratio <= MAX_CHAIN_RATIO)}"
+        )
     return measured
+
+
+def verdict(is_met: bool) -> str:
+    return "met" if is_met else "NOT MET"
 
 
 def edit(path: Path, chance: random.Random) -> None:
@@ -171,13 +188,15 @@ def measure(bench: Bench, commands: dict[str, list[str]], measured: Measured) ->
 def show(title: str, measured: Measured) -> None:
     """Print the medians of a table."""
     print(f"\n{title}\n{'':16} {'wall s':>8} {'ratio':>6} {'cpu s':>8} {'ratio':>6}")
-    medians = {
-        name: [statistics.median(column) for column in zip(*runs, strict=True)]
-        for name, runs in measured.items()
-    }
+    medians = {name: medians_of(runs) for name, runs in measured.items()}
     first = next(iter(medians.values()))
     for name, (wall, cpu) in medians.items():
         print(f"{name:16} {wall:8.2f} {wall / first[0]:6.2f} {cpu:8.2f} {cpu / first[1]:6.2f}")
+
+
+def medians_of(runs: Sequence[tuple[float, float]]) -> list[float]:
+    """Of wall and of processor time."""
+    return [statistics.median(column) for column in zip(*runs, strict=True)]
 
 
 def print_calls(bench: Bench) -> None:
@@ -196,12 +215,35 @@ def print_calls(bench: Bench) -> None:
         (path for path in Path(command[-1]).rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size or 1 << 40,
     )
-    one = bench.restore("full", smallest.relative_to(command[-1]))
-    bench.run(["strace", "-f", "-y", "-s", "0", "-e", "trace=read,pread64", "-o", str(log), *one])
-    read = re.findall(rf"\(\d+<{re.escape(str(bench.repository))}[^)]*\) = (\d+)$", log.read_text(), re.M)
+    read = read_of(bench, bench.restore("full", smallest.relative_to(command[-1])))
+    print(f"read of the repository for one file of {smallest.stat().st_size} bytes: {read / 2**20:.2f} MiB")
+
+
+def print_read_of_large_volume(bench: Bench) -> None:
+    """Print what a file of 2 bytes reads that lies in the middle of a volume of 1 GiB."""
+    source = bench.fresh()
+    source.mkdir()
+    chance = random.Random(2)
+    count = VOLUME_LEN // (16 << 20) - 1  # the rest is for headers
+    for number in range(count):
+        (source / f"{'a' if number < count // 2 else 'z'}{number}").write_bytes(chance.randbytes(16 << 20))
+    (source / "middle").write_bytes(b"2\n")
+    bench.run(bench.ibt("backup", source, "--key", "large"))
+    [volume] = (bench.repository / "large").glob("*.full.*")
+    read = read_of(bench, bench.restore("large", "middle"))
     print(
-        f"read of the repository for one file of {smallest.stat().st_size} bytes: {sum(map(int, read)) / 2**20:.2f} MiB"
+        f"read of the repository for one file of 2 bytes out of a volume of {volume.stat().st_size / 2**20:.0f} MiB: "
+        f"{read:,} bytes (bar {MAX_READ:,}): {verdict(read < MAX_READ)}"
     )
+
+
+def read_of(bench: Bench, command: Sequence[str]) -> int:
+    """Bytes of the repository that a command reads."""
+    log = bench.top / "strace"
+    calls = "trace=read,pread64,readv,preadv,preadv2"
+    bench.run(["strace", "-f", "-y", "-s", "0", "-e", calls, "-o", str(log), *command])
+    read = re.findall(rf"\(\d+<{re.escape(str(bench.repository))}[^)]*\) = (\d+)$", log.read_text(), re.M)
+    return sum(map(int, read))
 
 
 if __name__ == "__main__":

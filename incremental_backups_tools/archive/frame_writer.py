@@ -17,7 +17,8 @@ from blake3 import blake3
 from incremental_backups_tools.archive.seek_table import MAX_FRAMES, encode_seek_table
 from incremental_backups_tools.exceptions import LimitExceededError
 
-# How many frames the first level is for: at the highest usual one they take two to three seconds of one processor.
+# How many frames the first level is for, where nobody says: at the highest usual one they take two to three seconds
+# of one processor.
 HARD_FRAMES: Final = 8
 
 
@@ -35,7 +36,8 @@ class FrameWriter:
     Args:
         file: as for VolumeWriter.
         level: zstd's.
-        first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
+        first_level: of the first frames; None is *level*.
+        first_frames: how many these are.
         pool: where to compress and write; None is in the calling thread. It must begin what it is given in the
             order in which it is given it, as ThreadPoolExecutor does.
         max_in_flight: most frames that are compressed or wait for it at a time.
@@ -49,10 +51,12 @@ class FrameWriter:
         pool: Executor | None,
         max_in_flight: int,
         first_level: int | None = None,
+        first_frames: int = HARD_FRAMES,
     ) -> None:
         self._file = file
         self._level = level
         self._first_level = level if first_level is None else first_level
+        self._first_frames = first_frames
         self._pool = pool
         self._max_in_flight = max_in_flight
         self._threads = threading.local()
@@ -69,7 +73,7 @@ class FrameWriter:
         """Take *data*, which must not change any more, as the next frame."""
         with self._all_or_unusable():
             self._require_room()
-            level = self._first_level if self._frame_count < HARD_FRAMES else self._level
+            level = self._first_level if self._frame_count < self._first_frames else self._level
             self._frame_count += 1
             self._append(data, level)
             while len(self._in_flight) > self._max_in_flight or (

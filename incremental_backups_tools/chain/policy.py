@@ -10,6 +10,7 @@ from typing import Final
 
 from incremental_backups_tools.delta.block_length import choose_block_len
 from incremental_backups_tools.delta.small_files import SmallFileSigning
+from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.tree.entry import Location
 from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
 
@@ -39,12 +40,40 @@ MAX_MOVED_TRIES: Final = 2
 # (``python -m benchmarks.sizes --sweep``): the last is a tenth less of an increment's upload than level 12, for
 # time that the one pass over the source leaves to the other processors.
 DELTA_LEVEL: Final = 19
+DELTA_FRAMES: Final = 8
+
+# New files are compressed as hard where they are few, as they mostly are in an increment: a volume of one frame or
+# two becomes a fifth smaller. That of a large one hardly shows. Signatures are digests, of which only headers and the
+# commands of deltas compress, and these no better above this level.
+CREATED_FRAMES: Final = 2
+SIGNATURE_LEVEL: Final = 9
+SIGNATURE_FRAMES: Final = 8
+
+# States and replay lists are written in one thread when all else is done, so that whoever waits waits for their
+# level. The search of the levels from 16 on is the one that finds more in them than level 9 does; the highest,
+# at several times the time of 16, spares little more. Long ones, such as a full's, are written at level 9.
+LIST_LEVEL: Final = 9
+SHORT_LIST_LEVEL: Final = 16
+SHORT_LIST_LEN: Final = 4 << 20
+
+_HARD_FRAMES: Final = {
+    Role.UPDATED: (DELTA_LEVEL, DELTA_FRAMES),
+    Role.CREATED: (DELTA_LEVEL, CREATED_FRAMES),
+    Role.SIGVAULT: (SIGNATURE_LEVEL, SIGNATURE_FRAMES),
+}
+
 _FAST_LEVEL: Final = 2  # whoever asks for less than the default is in a hurry
 
 
-def delta_level(level: int) -> int:
-    """The level of the first frames of deltas, where *level* is asked for."""
-    return level if level <= _FAST_LEVEL else max(level, DELTA_LEVEL)
+def hard_frames(role: Role, level: int) -> tuple[int, int]:
+    """The level of the first frames of a volume with *role*, where *level* is asked for, and how many these are."""
+    first_level, count = _HARD_FRAMES.get(role, (level, 0))
+    return (level if level <= _FAST_LEVEL else max(level, first_level)), count
+
+
+def list_level(length: int) -> int:
+    """The level of a state or a replay list of *length* bytes."""
+    return SHORT_LIST_LEVEL if length <= SHORT_LIST_LEN else LIST_LEVEL
 
 
 def is_signed(size: int) -> bool:

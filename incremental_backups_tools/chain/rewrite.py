@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 import msgspec
 from blake3 import blake3
@@ -53,8 +54,9 @@ from incremental_backups_tools.chain.state import (
     StateLine,
     StateReader,
 )
+from incremental_backups_tools.chain.superfluous_copy import signature_to_build_on
 from incremental_backups_tools.chain.volumes import default_volume_size
-from incremental_backups_tools.delta import Signature
+from incremental_backups_tools.delta import DeltaBuilder, Signature
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
 from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.repository.repository import Repository
@@ -64,6 +66,7 @@ from incremental_backups_tools.tree.sparse import Extents, data_len
 
 _WHOLE_ROLES: Final = (Role.FULL, Role.CREATED)
 _PIECE_LEN: Final = 1 << 20
+_SPOOL_LEN: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,9 +248,9 @@ class _Rewriting:
             raise ChainError(f"{printable(entry.path)}: no backup holds its content")
         if item.source is not None:
             stored = self._store_delta(new, own, source)
-            if stored is not None:
-                return stored
-        return self._store_whole(new)
+        else:
+            stored = self._store_as_delta(item.old, new) if item.old is not None else None
+        return stored if stored is not None else self._store_whole(new)
 
     def _twin(self, entry: Entry, holder: ResolvedEntry) -> tuple[ResolvedEntry, Placement]:
         """A content that was stored for another path."""
@@ -281,7 +284,42 @@ class _Rewriting:
         if source is not None:
             self._delta_bases[entry.path] = source
         base_sigs = tuple(sig for sig in new.sigs if sig.file not in self._run_files)
+        return self._delta_at(location, new, base, base_sigs, source)
+
+    def _store_as_delta(
+        self, old: ResolvedEntry, new: ResolvedEntry
+    ) -> tuple[ResolvedEntry, Placement] | None:
+        """Store a whole copy that the run made as a delta of what is before it; None where that does not pay.
+
+        A copy is made when deltas since the last one have come to too much. Without those between, one delta
+        may be far less.
+        """
+        signature = signature_to_build_on(old, new, self._archives)
+        if signature is None:
+            return None
+        with tempfile.SpooledTemporaryFile(_SPOOL_LEN, prefix="ibt-delta-") as out:
+            builder = DeltaBuilder(signature, out=cast(BinaryIO, out))
+            for piece in _iter_proven(new, self._archives):
+                builder.update(piece)
+            length = builder.finish().delta_len
+            if not delta_pays(new.entry.size, length, old.data):
+                return None
+            out.seek(0)
+            pieces = iter(functools.partial(out.read, _PIECE_LEN), b"")
+            location = self._updated.add_pieces(file_member(new.entry, size=length), pieces)
+        return self._delta_at(location, new, old.data, old.sigs, None)
+
+    def _delta_at(
+        self,
+        location: Location,
+        new: ResolvedEntry,
+        base: tuple[Location, ...],
+        base_sigs: tuple[Location, ...],
+        source: bytes | None,
+    ) -> tuple[ResolvedEntry, Placement]:
+        """What *new* comes to with its delta of *base* at *location*."""
         sig, sigs = self._signature(new, base_sigs)
+        entry = new.entry
         resolved = ResolvedEntry(entry, (*base, location), sigs, sig.digest if sig else None, entry.digest)
         return resolved, Placement(location, is_delta=True, sig=sig, source=source)
 
@@ -322,7 +360,8 @@ class _Rewriting:
         if new.sig_digest is None or not new.sigs:
             return None, ()
         entry = new.entry
-        own = new.sigs[len(base) :]
+        is_on_base = new.sigs[: len(base)] == base  # else *new* was a whole copy
+        own = new.sigs[len(base) :] if is_on_base else ()
         if len(own) == 1 and (base or len(new.sigs) == 1):
             member = plain_member(entry.path, own[0].length, mtime_ns=entry.mtime_ns)
             location = self._sigvault.carry(member, own[0])

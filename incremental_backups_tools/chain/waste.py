@@ -23,6 +23,7 @@ from incremental_backups_tools.chain.lanes import files_of
 from incremental_backups_tools.chain.rebuild import open_composed
 from incremental_backups_tools.chain.resolve import ChainState, RunEntry, resolve_run
 from incremental_backups_tools.chain.state import StateHeader, StateLine
+from incremental_backups_tools.chain.superfluous_copy import delta_len_of_copy
 from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.tree.diff import METADATA, classify
 from incremental_backups_tools.tree.entry import FILE, Location, sort_key
@@ -135,6 +136,10 @@ def _count_item(item: RunEntry, members: _Members, archives: Archives) -> bool:
     if len(own) > 1:
         with open_composed(own, archives, entry.size) as composed:
             members.shrink(own, composed.seek(0, os.SEEK_END))
+    elif item.source is None and item.old is not None and own:
+        length = delta_len_of_copy(item.old, new, archives)
+        if length is not None:
+            members.shrink(own, length)
     return True
 
 

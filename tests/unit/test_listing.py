@@ -429,9 +429,7 @@ def test_what_went_or_grew_since_it_was_listed_is_left_out(
     (tmp_path / "a").unlink()
     (tmp_path / "b").write_bytes(b"CONTENT")
     (tmp_path / "c").write_bytes(b"new content")
-    assert [content for _, _, content, _ in listing.read_ahead(0, directory, *LIMITS).files()] == [
-        b"CONTENT"
-    ]
+    assert [content for _, _, content, _ in listing.read_ahead(0, directory, *LIMITS).files()] == [b"CONTENT"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_out(
