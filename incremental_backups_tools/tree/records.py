@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from itertools import chain
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 import msgspec
 import zstandard
@@ -28,6 +28,7 @@ MAX_HEADER_LEN: Final = 1 << 24
 MAX_WINDOW_LEN: Final = 1 << 27
 _CHUNK_LEN: Final = 1 << 18
 _MAX_IN_FLIGHT: Final = 4
+_EMPTY_FRAME: Final = (0x184D2A50).to_bytes(4, "little") + bytes(4)
 
 
 class Trailer(msgspec.Struct, frozen=True):
@@ -205,13 +206,32 @@ def read_header(start: bytes, *, what: str) -> bytes:
     return line[:-1]
 
 
+class _WithEnd:
+    """A compressed file, and behind it an empty skippable frame.
+
+    The decoder says nothing of a file that ends in the checksum of its last frame, of which all content is there;
+    zstd's command refuses it. So it takes the beginning of this frame for the rest of the checksum.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._end = _EMPTY_FRAME
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            data, self._end = self._end, b""
+        return data
+
+
 def _iter_whole_lines(file: BinaryIO, what: str) -> Iterator[bytes]:
     """Lines with their newlines, some at a time; memory is bounded by the longest allowed line."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
     begun: list[bytes] = []  # pieces of a line whose end is still to come
     begun_len = 0
     try:
-        with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as reader:
+        source = cast(BinaryIO, _WithEnd(file))
+        with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as reader:
             while chunk := reader.read(_CHUNK_LEN):
                 cut = chunk.rfind(b"\n") + 1
                 if cut:
