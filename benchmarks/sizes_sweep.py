@@ -20,7 +20,7 @@ from typing import Final
 
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
-from incremental_backups_tools.chain.policy import DELTA_LEVEL, MAX_DELTA_SHARE, is_signed
+from incremental_backups_tools.chain.policy import HARD_LEVEL, MAX_DELTA_SHARE, is_signed
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
 from incremental_backups_tools.delta import Signature, choose_block_len, delta, signature
 
@@ -160,7 +160,7 @@ def print_policies(steps: Sequence[Step], policies: dict[str, Policy]) -> None:
             full = sum(12 + 20 * -(-size // policy(size)) for size in step.sizes if is_signed(size))
             whole = [(change.path, change.new) for change in step.changes if not is_delta(change, policy)]
             parts = [
-                packed_len(deltas_of(step, policy), level=3, first_level=DELTA_LEVEL),
+                packed_len(deltas_of(step, policy), level=3, first_level=HARD_LEVEL),
                 packed_len(whole, level=3),
                 packed_len(list(signatures_of(step, policy)), level=3),
             ]

@@ -17,8 +17,7 @@ from blake3 import blake3
 from incremental_backups_tools.archive.seek_table import MAX_FRAMES, encode_seek_table
 from incremental_backups_tools.exceptions import LimitExceededError
 
-# How many frames the first level is for, where nobody says: at the highest usual one they take two to three seconds
-# of one processor.
+# How many frames the first level is for: at the highest usual one they take two to three seconds of one processor.
 HARD_FRAMES: Final = 8
 
 # Each thread's compressor: one, of the last level it was asked for. At the highest it takes 19 MB; making another
@@ -40,8 +39,7 @@ class FrameWriter:
     Args:
         file: as for VolumeWriter.
         level: zstd's.
-        first_level: of the first frames; None is *level*.
-        first_frames: how many these are.
+        first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
         pool: where to compress and write; None is in the calling thread. It must begin what it is given in the
             order in which it is given it, as ThreadPoolExecutor does.
         max_in_flight: most frames that are compressed or wait for it at a time.
@@ -55,12 +53,10 @@ class FrameWriter:
         pool: Executor | None,
         max_in_flight: int,
         first_level: int | None = None,
-        first_frames: int = HARD_FRAMES,
     ) -> None:
         self._file = file
         self._level = level
         self._first_level = level if first_level is None else first_level
-        self._first_frames = first_frames
         self._pool = pool
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Future[None]] = deque()
@@ -76,7 +72,7 @@ class FrameWriter:
         """Take *data*, which must not change any more, as the next frame."""
         with self._all_or_unusable():
             self._require_room()
-            level = self._first_level if self._frame_count < self._first_frames else self._level
+            level = self._first_level if self._frame_count < HARD_FRAMES else self._level
             self._frame_count += 1
             self._append(data, level)
             while len(self._in_flight) > self._max_in_flight or (

@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from incremental_backups_tools.archive.frame_writer import HARD_FRAMES, FrameWriter
+from incremental_backups_tools.archive.frame_writer import FrameWriter
 from incremental_backups_tools.archive.seek_table import MAX_FRAME_LEN
 from incremental_backups_tools.archive.tar import (
     BLOCK_LEN,
@@ -69,7 +69,7 @@ class VolumeWriter:
         file: a local binary file at position 0, writable, seekable and truncatable. It is flushed at the end,
             neither synchronised nor closed.
         level: zstd's level.
-        first_level, first_frames: see FrameWriter.
+        first_level: of the first frames; see FrameWriter.
         pool: where frames are compressed; None is in the calling thread. Waiting for it from one of its own
             workers would be a deadlock: a writer must not run in its own pool.
         frame_len: see the frame rule.
@@ -85,7 +85,6 @@ class VolumeWriter:
         frame_len: int = FRAME_LEN,
         workers: int | None = None,
         first_level: int | None = None,
-        first_frames: int = HARD_FRAMES,
     ) -> None:
         if not len(END_OF_ARCHIVE) <= frame_len <= MAX_FRAME_LEN:
             raise ValueError(
@@ -97,7 +96,6 @@ class VolumeWriter:
             pool=pool,
             max_in_flight=2 * (workers or os.cpu_count() or 1),
             first_level=first_level,
-            first_frames=first_frames,
         )
         self._frame_len = frame_len
         self._frame = bytearray()

@@ -35,45 +35,18 @@ MIN_MOVED_LEN: Final = 4096
 MAX_MOVED_RATIO: Final = 2
 MAX_MOVED_TRIES: Final = 2
 
-# Deltas are few bytes. Those between two releases of Linux, 7 MiB, take at level 3 1,823 KiB and 0.06 seconds of a
-# processor, at 9 1,640 and 0.17, at 12 1,628 and 0.26, at 15 1,609 and 1.05, at 19 1,505 and 2.69
-# (``python -m benchmarks.sizes --sweep``): the last is a tenth less of an increment's upload than level 12, for
-# time that the one pass over the source leaves to the other processors.
-DELTA_LEVEL: Final = 19
-DELTA_FRAMES: Final = 8
-
-# New files are compressed as hard where they are few, as they mostly are in an increment: a volume of one frame or
-# two becomes a fifth smaller. That of a large one hardly shows. Signatures are digests, of which only headers and the
-# commands of deltas compress, and these no better above this level.
-CREATED_FRAMES: Final = 2
-SIGNATURE_LEVEL: Final = 9
-SIGNATURE_FRAMES: Final = 8
-
-# States and replay lists are written in one thread when all else is done, so that whoever waits waits for their
-# level. The search of the levels from 16 on is the one that finds more in them than level 9 does; the highest,
-# at several times the time of 16, spares little more. Long ones, such as a full's, are written at level 9.
-LIST_LEVEL: Final = 9
-SHORT_LIST_LEVEL: Final = 16
-SHORT_LIST_LEN: Final = 4 << 20
-
-_HARD_FRAMES: Final = {
-    Role.UPDATED: (DELTA_LEVEL, DELTA_FRAMES),
-    Role.CREATED: (DELTA_LEVEL, CREATED_FRAMES),
-    Role.SIGVAULT: (SIGNATURE_LEVEL, SIGNATURE_FRAMES),
-}
-
+# Deltas are few bytes, and so are the new files of most increments: their first frames are compressed harder. Deltas
+# between two releases of Linux, 7 MiB, take at level 3 1,823 KiB and 0.06 seconds of a processor, at 9 1,640 and 0.17,
+# at 12 1,628 and 0.26, at 15 1,609 and 1.05, at 19 1,505 and 2.69 (``python -m benchmarks.sizes --sweep``). The last is
+# a tenth less, and would be half the time of the whole increment.
+HARD_LEVEL: Final = 12
+_SMALL_ROLES: Final = frozenset({Role.UPDATED, Role.CREATED})
 _FAST_LEVEL: Final = 2  # whoever asks for less than the default is in a hurry
 
 
-def hard_frames(role: Role, level: int) -> tuple[int, int]:
-    """The level of the first frames of a volume with *role*, where *level* is asked for, and how many these are."""
-    first_level, count = _HARD_FRAMES.get(role, (level, 0))
-    return (level if level <= _FAST_LEVEL else max(level, first_level)), count
-
-
-def list_level(length: int) -> int:
-    """The level of a state or a replay list of *length* bytes."""
-    return SHORT_LIST_LEVEL if length <= SHORT_LIST_LEN else LIST_LEVEL
+def first_level(role: Role, level: int) -> int:
+    """The level of the first frames of a volume with *role*, where *level* is asked for."""
+    return max(level, HARD_LEVEL) if role in _SMALL_ROLES and level > _FAST_LEVEL else level
 
 
 def is_signed(size: int) -> bool:

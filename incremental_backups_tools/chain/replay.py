@@ -18,7 +18,6 @@ A symlink's mode is ``-``: it has none.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from typing import BinaryIO, Final, cast
 
 import zstandard
 
-from incremental_backups_tools.chain.policy import list_level
 from incremental_backups_tools.tree.entry import DIRECTORY, ROOT, SYMLINK, Entry
 
 KEEP: Final = b"keep"
@@ -162,12 +160,11 @@ class ReplayList:
         """*path* is a hard link to *target* of the new tree."""
         self._add(LINK, encode_record(LINK, escape_path(path), escape_path(target)))
 
-    def write(self, out: BinaryIO) -> None:
+    def write(self, out: BinaryIO, *, level: int = 9) -> None:
         """Write the whole list, compressed."""
         self._leave(None)
-        length = sum(spool.seek(0, os.SEEK_END) for spool in self._phases.values())
-        compressor = zstandard.ZstdCompressor(level=list_level(length), write_checksum=True)
-        with compressor.stream_writer(out, size=length, closefd=False) as stream:
+        compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        with compressor.stream_writer(out, closefd=False) as stream:
             for chunk in self._chunks():
                 stream.write(chunk)
 

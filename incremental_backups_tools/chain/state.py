@@ -15,7 +15,6 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from incremental_backups_tools.chain.policy import list_level
 from incremental_backups_tools.exceptions import (
     LimitExceededError,
     StateFormatError,
@@ -45,7 +44,6 @@ INCREMENTAL: Final = "incremental"
 # Read at once to find the header; it is grown until the header's frame is whole.
 HEADER_READ_LEN: Final = 16 << 10
 MAX_LISTED_PROBLEMS: Final = 1000
-_USUAL_LINE_LEN: Final = 512
 _OPS: Final = frozenset({CREATED, UPDATED, METADATA, DELETED})
 
 
@@ -267,9 +265,8 @@ class StateReader:
 
 def write_state(file: BinaryIO, header: StateHeader, lines: Iterator[bytes]) -> None:
     """Write a whole state: *lines* are encoded and sorted, ``header.lines`` of them."""
-    level = list_level(header.lines * _USUAL_LINE_LEN)
     with ThreadPoolExecutor(1) as pool:
-        writer = RecordWriter(file, encode_header(header), level=level, pool=pool)
+        writer = RecordWriter(file, encode_header(header), level=9, pool=pool)
         for line in lines:
             writer.write(line)
         writer.close()

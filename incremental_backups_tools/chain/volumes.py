@@ -13,7 +13,7 @@ from incremental_backups_tools.archive.carrier import Carrier
 from incremental_backups_tools.archive.tar import TarMember, padding_len
 from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
-from incremental_backups_tools.chain.policy import hard_frames
+from incremental_backups_tools.chain.policy import first_level
 from incremental_backups_tools.chain.resume import Comparison, ResumeConflictError, UsedVolumes
 from incremental_backups_tools.chain.state import ArchiveFile
 from incremental_backups_tools.repository.layout import ObjectName, Role
@@ -187,13 +187,11 @@ class VolumeSet:
             name = replace(self._name, volume=next(self._numbers))
             self._open_name = name.file_name
             self._spool = self._stack.enter_context(self._store.spool(name.path))
-            first_level, first_frames = hard_frames(self.role, self._level)
             self._writer = VolumeWriter(
                 self._spool.file,
                 level=self._level,
                 pool=self._pool,
-                first_level=first_level,
-                first_frames=first_frames,
+                first_level=first_level(self.role, self._level),
             )
             self._stack.callback(self._writer.abandon)
         return self._writer
