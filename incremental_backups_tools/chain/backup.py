@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -55,7 +55,7 @@ from incremental_backups_tools.chain.state import (
     SourceProblem,
     StateHeader,
 )
-from incremental_backups_tools.chain.volumes import VolumeSet, default_volume_size
+from incremental_backups_tools.chain.volumes import VolumeSet, compressing_pool, default_volume_size
 from incremental_backups_tools.exceptions import (
     BackupError,
     RepositoryNotFoundError,
@@ -262,7 +262,7 @@ class _Run:
     def _make(self) -> BackupReport:
         draft = Draft(self._store, self._key, self._id, chain=self._chain, stack=self._stack)
         parent = self._parent_index(draft)
-        with ThreadPoolExecutor(self._options.threads or os.cpu_count() or 1) as pool:
+        with compressing_pool(self._options.threads) as pool:
             result, archives, bytes_read = self._pack(pool, draft, parent)
         archives = draft.finish(self._repository.repository_id, archives)
         header = self._header(draft, result, archives, bytes_read)
@@ -284,7 +284,7 @@ class _Run:
             drop_outdated(self._repository, history, [*self._chain, header])
 
     def _pack(
-        self, pool: ThreadPoolExecutor, draft: Draft, parent: ParentIndex | None
+        self, pool: Executor | None, draft: Draft, parent: ParentIndex | None
     ) -> tuple[PackingResult, list[ArchiveFile], int]:
         whole = self._volumes(draft, draft.whole_role, pool, self._used)
         updated = self._volumes(draft, Role.UPDATED, pool) if self._chain else None
@@ -333,7 +333,7 @@ class _Run:
             )
 
     def _volumes(
-        self, draft: Draft, role: Role, pool: ThreadPoolExecutor, used: UsedVolumes | None = None
+        self, draft: Draft, role: Role, pool: Executor | None, used: UsedVolumes | None = None
     ) -> VolumeSet:
         volumes = VolumeSet(
             self._store,

@@ -30,7 +30,8 @@ class BackupOptions:
         volume_size: bytes of uncompressed tar after which a new volume is begun; None is 1 GiB, and 256 MiB where
             volumes are encrypted.
         level: zstd's compression level.
-        threads: how many compress; None is one for each processor.
+        threads: how many compress and write volumes besides the one that reads; 1 is all in one. None is one for each
+            processor.
         tags: kept with the backup.
         cache_root: directory of the local cache; None is the user's.
         wait_seconds: how long to wait for another process that works on the key.

@@ -15,7 +15,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
@@ -55,7 +55,7 @@ from incremental_backups_tools.chain.state import (
     StateReader,
 )
 from incremental_backups_tools.chain.superfluous_copy import signature_to_build_on
-from incremental_backups_tools.chain.volumes import default_volume_size
+from incremental_backups_tools.chain.volumes import compressing_pool, default_volume_size
 from incremental_backups_tools.delta import DeltaBuilder, Signature
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
 from incremental_backups_tools.repository.layout import Role
@@ -103,7 +103,7 @@ def rewrite(
         OSError: a temporary file cannot be written.
     """
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(options.threads or os.cpu_count() or 1))
+        pool = stack.enter_context(compressing_pool(options.threads))
         return _Rewriting(repository, states, first, generation, options, stack, pool).run(confirm)
 
 
@@ -118,7 +118,7 @@ class _Rewriting:
         generation: int,
         options: RewriteOptions,
         stack: ExitStack,
-        pool: Executor,
+        pool: Executor | None,
     ) -> None:
         headers = [state.header for state in states]
         self._repository = repository

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
-from concurrent.futures import Executor
-from contextlib import ExitStack
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -29,6 +30,21 @@ MIN_VOLUME_SIZE: Final = 1 << 20
 def default_volume_size(store: Store) -> int:
     """What volumes are cut by where nobody says it."""
     return ENCRYPTED_VOLUME_SIZE if store.is_encrypted else DEFAULT_VOLUME_SIZE
+
+
+@contextmanager
+def compressing_pool(threads: int | None) -> Iterator[Executor | None]:
+    """Where volumes are compressed and written: *threads* workers; None, which is the caller itself, where it is one.
+
+    Args:
+        threads: None is one for each processor.
+    """
+    count = threads or os.cpu_count() or 1
+    if count == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(count, thread_name_prefix="ibt-compress") as pool:
+        yield pool
 
 
 class VolumeSet:

@@ -6,6 +6,7 @@ After each, the repository holds what it held or the new backup whole, and the n
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,30 @@ def test_an_error_of_looking_at_the_repository(
     chosen = first_and_last_of_each_site([call for call in tracer.calls if not call.changes])
     for number, call in enumerate(chosen[share :: len(SHARES)]):
         check(scene, tracer, call, INPUT_OUTPUT, tmp_path / str(number))
+
+
+@pytest.mark.parametrize("fault", [KILL, INPUT_OUTPUT, NO_SPACE])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["write", "fsync"])
+def test_whatever_a_worker_meets(
+    tmp_path: Path, scene: Scene, tracer: Tracer, name: str, number: int, fault: str
+) -> None:
+    """Which thread writes which frame is never twice the same: each of them meets the fault, if it gets so far."""
+    copy = scene.copy(tmp_path / "copy")
+    before = content_of(copy.repository)
+    arguments = list(copy.backup.arguments)
+    arguments[arguments.index("--threads") + 1] = "3"
+    command = Command(tuple(arguments), copy.repository)
+    ran = tracer.run_in_any_thread(command, name, number, fault, log=tmp_path / "log")
+    if ran.status != -signal.SIGKILL:
+        assert ran.status in (0, 1), ran
+        assert_no_traceback(ran)
+        assert temporaries_below(copy.repository) == []
+    assert_only_adds(before, copy.repository)
+    is_there = copy.assert_sound(tmp_path / "restored")
+    assert is_there or ran.status != 0, "reported as done, and not there"
+    grow_old(copy.repository)
+    copy.assert_goes_on(tmp_path / "restored")
 
 
 def test_nothing_gets_its_name_before_its_data_is_flushed_and_every_name_is_flushed(tracer: Tracer) -> None:

@@ -61,7 +61,7 @@ class Scene:
             # Three increments become a full, another one is merged away, and all that is left behind goes.
             "prune": ("prune", KEY, "--keep-last", "2", "--max-unused", "0%"),
         }[self.operation]
-        options = ("--cache-dir", self.chain.cache, "--threads", "2", "-r", self.chain.repository)
+        options = ("--cache-dir", self.chain.cache, "--threads", "1", "-r", self.chain.repository)
         return Command((*arguments, *options), self.chain.repository)
 
 

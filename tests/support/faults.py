@@ -204,7 +204,7 @@ class Scene:
     @property
     def backup(self) -> Command:
         """Back the source up into several volumes."""
-        options = ("--volume-size", str(VOLUME_SIZE), "--cache-dir", self.cache, "--threads", "2")
+        options = ("--volume-size", str(VOLUME_SIZE), "--cache-dir", self.cache, "--threads", "1")
         return Command(("backup", *options, "-r", self.repository, self.source), self.repository)
 
     @property
