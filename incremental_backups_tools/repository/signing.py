@@ -163,10 +163,13 @@ def _parse_armor(armored: bytes, what: str) -> _Blob:
     lines = armored.strip().splitlines()
     if len(lines) < 3 or lines[0] != _BEGIN or lines[-1] != _END:
         raise FormatError(f"{what}: not a signature in OpenSSH's format")
+    text = b"".join(lines[1:-1])
     try:
-        data = base64.b64decode(b"".join(lines[1:-1]), validate=True)
+        data = base64.b64decode(text, validate=True)
     except binascii.Error:
-        raise FormatError(f"{what}: not a signature in OpenSSH's format") from None
+        data = b""
+    if base64.b64encode(data) != text:  # the last letter may have bits that mean nothing
+        raise FormatError(f"{what}: not a signature in OpenSSH's format")
     wire = _Wire(data, what)
     if wire.take(len(_MAGIC)) != _MAGIC or wire.take(4) != (1).to_bytes(4, "big"):
         raise FormatError(f"{what}: not a signature in version 1 of OpenSSH's format")

@@ -20,7 +20,7 @@ from incremental_backups_tools.durable import sync_filesystem
 from incremental_backups_tools.exceptions import BackupError, UnsafePathError
 from incremental_backups_tools.tree.destination import Destination
 from incremental_backups_tools.tree.diff import merge_join
-from incremental_backups_tools.tree.entry import DIRECTORY, FILE, ROOT, Entry, printable
+from incremental_backups_tools.tree.entry import DIRECTORY, FILE, ROOT, Entry, printable, sort_key
 from incremental_backups_tools.tree.fidelity import metadata_differences
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
@@ -116,21 +116,24 @@ class Warnings:
     """Metadata that could not be given: one warning for each kind, with the first name. Threads may share it."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+        self._found: dict[str, tuple[int, bytes, str]] = {}
         self._mutex = Lock()
 
     def add(self, kind: str, path: bytes, message: str) -> None:
         """Note one."""
         with self._mutex:
-            count, first = self._found.get(kind, (0, f"{printable(path)}: {message}"))
-            self._found[kind] = (count + 1, first)
+            count, first, its_message = self._found.get(kind, (0, path, message))
+            if sort_key(path) < sort_key(first):
+                first, its_message = path, message
+            self._found[kind] = (count + 1, first, its_message)
 
     @property
     def texts(self) -> list[str]:
         """A sentence for each kind."""
         return [
-            f"{kind} could not be set for {count} name{'s' if count > 1 else ''}; the first is {first}"
-            for kind, (count, first) in self._found.items()
+            f"{kind} could not be set for {count} name{'s' if count > 1 else ''}; the first is "
+            f"{printable(path)}: {message}"
+            for kind, (count, path, message) in self._found.items()
         ]
 
 

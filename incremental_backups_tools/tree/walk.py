@@ -135,6 +135,7 @@ class _Level:
     listing: Listing
     scope: DirScope | None
     next: int = 0  # number of the name that the walk comes to next
+    used: int = 0  # how many names had been shown when one needed the descriptor last
 
 
 class Walk:
@@ -204,6 +205,8 @@ class Walk:
             yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd, listing=listing)
             for found in names:
                 self._shown += 1
+                for level in self._levels[-2:]:  # the directory that it lies in, and itself if it was entered
+                    level.used = self._shown
                 while self._left and self._left[0][0] < self._shown - self._outlive:
                     os.close(self._left.popleft()[1])
                 yield found
@@ -290,7 +293,7 @@ class Walk:
                 yield Found(rel_path, name, level.fd, info, listed=False, fd=fd)
         finally:
             if entered is None:
-                self._close_fd(fd)
+                self._close_fd(fd, self._shown + 1)
         if entered is None:
             return
         self._levels.append(entered)
@@ -320,13 +323,13 @@ class Walk:
 
     def _close(self, level: _Level) -> None:
         if level.fd >= 0:
-            self._close_fd(level.fd)
+            self._close_fd(level.fd, level.used)
             level.fd = -1
 
-    def _close_fd(self, fd: int) -> None:
-        """Close it now, or once nobody looks at its names any more."""
-        if self._outlive:
-            self._left.append((self._shown, fd))
+    def _close_fd(self, fd: int, used: int) -> None:
+        """Close it now, or once nobody looks any more at the name number *used*, which needed it last."""
+        if self._outlive and used >= self._shown - self._outlive:
+            self._left.append((used, fd))
         else:
             os.close(fd)
 
