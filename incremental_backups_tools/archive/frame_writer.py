@@ -20,8 +20,8 @@ from incremental_backups_tools.exceptions import LimitExceededError
 # How many frames the first level is for: at the highest usual one they take two to three seconds of one processor.
 HARD_FRAMES: Final = 8
 
-# Each thread's compressor: one, of the last level it was asked for. At the highest it takes 19 MB; making another
-# takes a hundredth of the time of a frame.
+# Each thread's compressor: one, of the last level it was asked for: at the highest usual one it takes
+# 19 MB, and a frame takes far longer than making another.
 _threads: Final = threading.local()
 
 

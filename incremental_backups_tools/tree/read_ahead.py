@@ -1,7 +1,7 @@
 """Reading the small files of a live tree before they are asked for.
 
-To open, read and sign a small file takes about as long as all that is made of it afterwards: a thread does the
-one while the caller does the other. The kernel and C do it, so the thread needs nothing that the caller holds.
+A thread opens, reads and signs them while the caller makes something of those before. The kernel and C do it, so
+the thread needs nothing that the caller holds.
 """
 
 from __future__ import annotations
