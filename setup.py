@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # Each is the module ``_native`` of a room, out of the C files below the room's ``_kernel``.
-ROOMS = ("delta", "tree")
+ROOMS = ("chain", "delta", "tree")
 PACKAGE = Path("incremental_backups_tools")
 
 compile_args = ["-O3", "-std=gnu11", "-Wall", "-Wextra"]

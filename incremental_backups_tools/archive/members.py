@@ -14,6 +14,7 @@ from incremental_backups_tools.archive.tar import (
     REGULAR,
     SYMLINK,
     TarMember,
+    ordinary_owner,
     xattr_key,
 )
 from incremental_backups_tools.tree import entry as entries
@@ -29,6 +30,13 @@ _TAR_TYPE: Final = {
 }
 _NANOSECONDS: Final = 10**9
 _TAR_BLOCK_LEN: Final = 512
+
+
+_SIGNATURE_MODE: Final = 0o600
+_signature_owner = ordinary_owner(_SIGNATURE_MODE, 0, 0, b"", b"")
+assert _signature_owner is not None  # it fits
+# What the headers of all :func:`plain_member` share.
+SIGNATURE_OWNER: Final = _signature_owner
 
 
 def file_member(entry: Entry, *, size: int | None = None, name: bytes | None = None) -> TarMember:
@@ -54,7 +62,7 @@ def special_member(entry: Entry, *, name: bytes | None = None) -> TarMember:
 
 def plain_member(path: bytes, size: int, *, mtime_ns: int = 0) -> TarMember:
     """A member of our own making, readable to its owner alone: a signature tells about a file's content."""
-    return TarMember(name=path, size=size, mode=0o600, mtime=mtime_ns // _NANOSECONDS)
+    return TarMember(name=path, size=size, mode=_SIGNATURE_MODE, mtime=mtime_ns // _NANOSECONDS)
 
 
 def _member(

@@ -52,12 +52,12 @@ EXTENSION_TYPES = frozenset((PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK))
 FIELD_KEYS = frozenset((b"path", b"linkpath", b"uname", b"gname", b"uid", b"gid", b"size", b"mtime"))
 
 MAX_NUMBER = (1 << 63) - 1
-_NAME_LEN = 100
+NAME_LEN = 100
 _SLASH = ord("/")
 _PREFIX_LEN = 155
 _MAX_USER_LEN = 31  # the field has 32 bytes, the last one a NUL
 _MAX_OCTAL_7 = 0o7777777
-_MAX_OCTAL_11 = 0o77777777777
+MAX_OCTAL_11 = 0o77777777777
 
 # name; mode, uid, gid, size, mtime; checksum; type; link target; magic and version; user; group; device;
 # prefix
@@ -68,6 +68,11 @@ _POSIX_MAGIC = b"ustar\x0000"
 _GNU_MAGIC = b"ustar  \0"
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _RECORD_LEN = re.compile(rb"([1-9][0-9]{0,6}) ")
+
+
+# Of a regular file's block what is before its size and behind its checksum, and the sum of all but name, size and
+# mtime.
+OrdinaryOwner = tuple[bytes, bytes, int]
 
 
 class TarMember(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +107,11 @@ class TarMember(msgspec.Struct, frozen=True, gc=False):
 def padding_len(size: int) -> int:
     """The number of zero bytes that follow *size* bytes of data up to the next block."""
     return -size % BLOCK_LEN
+
+
+def plain_member_len(size: int) -> int:
+    """Bytes in a tar of a member with *size* bytes of data, and one block before them."""
+    return BLOCK_LEN + size + padding_len(size)
 
 
 def find_member_fault(member: TarMember) -> str | None:
@@ -143,16 +153,16 @@ def encode_member_header(member: TarMember) -> bytes:
 
     name = member.name + b"/" if member.type == DIR else member.name
     prefix = b""
-    if len(name) > _NAME_LEN:
+    if len(name) > NAME_LEN:
         prefix, field = _split_name(name)
         if not field:
             extensions += _encode_long_text(records, b"path", GNU_LONG_NAME, name)
-            field = name[:_NAME_LEN].rstrip(b"/")
+            field = name[:NAME_LEN].rstrip(b"/")
         name = field
     target = member.link_target
-    if len(target) > _NAME_LEN:
+    if len(target) > NAME_LEN:
         extensions += _encode_long_text(records, b"linkpath", GNU_LONG_LINK, target)
-        target = target[:_NAME_LEN]
+        target = target[:NAME_LEN]
 
     user, group, uid, gid = member.user, member.group, member.uid, member.gid
     if len(user) > _MAX_USER_LEN or len(group) > _MAX_USER_LEN:
@@ -162,9 +172,9 @@ def encode_member_header(member: TarMember) -> bytes:
         uid = _fit_number(records, b"uid", uid, _MAX_OCTAL_7)
         gid = _fit_number(records, b"gid", gid, _MAX_OCTAL_7)
     size, mtime = member.size, member.mtime
-    if size > _MAX_OCTAL_11 or not 0 <= mtime <= _MAX_OCTAL_11:
-        size = _fit_number(records, b"size", size, _MAX_OCTAL_11)
-        mtime = _fit_number(records, b"mtime", mtime, _MAX_OCTAL_11)
+    if size > MAX_OCTAL_11 or not 0 <= mtime <= MAX_OCTAL_11:
+        size = _fit_number(records, b"size", size, MAX_OCTAL_11)
+        mtime = _fit_number(records, b"mtime", mtime, MAX_OCTAL_11)
     if member.pax:
         _check_records(member.pax)
         records.extend(member.pax)
@@ -187,31 +197,36 @@ def _encode_ordinary(member: TarMember) -> bytes | None:
     name, size, mtime = member.name, member.size, member.mtime
     if (
         member.type != REGULAR
-        or not 0 < len(name) <= _NAME_LEN
+        or not 0 < len(name) <= NAME_LEN
         or name[-1] == _SLASH
         or b"\0" in name
-        or not 0 <= size <= _MAX_OCTAL_11
-        or not 0 <= mtime <= _MAX_OCTAL_11
+        or not 0 <= size <= MAX_OCTAL_11
+        or not 0 <= mtime <= MAX_OCTAL_11
         or member.link_target
         or member.pax
         or member.device != (0, 0)
     ):
         return None
-    owner = _ordinary_owner(member.mode, member.uid, member.gid, member.user, member.group)
-    if owner is None:
-        return None
+    owner = ordinary_owner(member.mode, member.uid, member.gid, member.user, member.group)
+    return encode_plain_header(name, size, mtime, owner) if owner is not None else None
+
+
+def encode_plain_header(name: bytes, size: int, mtime: int, owner: OrdinaryOwner) -> bytes:
+    """The block of a regular file of which all fits in it.
+
+    Args:
+        name: 1 to 100 bytes, without NUL, with no slash at its end.
+        size, mtime: from 0 to what eleven octal digits hold.
+    """
     permissions, rest, their_sum = owner
     numbers = b"%011o\0%011o\0" % (size, mtime)
     checksum = their_sum + _sum_of_few(name) + _sum_of_few(numbers)
-    return b"%b%b%b%06o\0 %b" % (name.ljust(_NAME_LEN, b"\0"), permissions, numbers, checksum, rest)
+    return b"%b%b%b%06o\0 %b" % (name.ljust(NAME_LEN, b"\0"), permissions, numbers, checksum, rest)
 
 
 @functools.lru_cache(maxsize=256)
-def _ordinary_owner(
-    mode: int, uid: int, gid: int, user: bytes, group: bytes
-) -> tuple[bytes, bytes, int] | None:
-    """Of a regular file's block what is before its size and behind its checksum, and the sum of all but name,
-    size and mtime; None where that does not fit, or is wrong."""
+def ordinary_owner(mode: int, uid: int, gid: int, user: bytes, group: bytes) -> OrdinaryOwner | None:
+    """What the blocks of a mode's and an owner's files share; None where that does not fit, or is wrong."""
     member = TarMember(b"name", mode=mode, uid=uid, gid=gid, user=user, group=group)
     is_long = len(user) > _MAX_USER_LEN or len(group) > _MAX_USER_LEN or max(uid, gid) > _MAX_OCTAL_7
     if is_long or find_member_fault(member) is not None:
@@ -300,7 +315,7 @@ def parse_pax_records(payload: bytes) -> dict[bytes, bytes]:
 def _split_name(name: bytes) -> tuple[bytes, bytes]:
     """Cut *name* at a slash into ustar's prefix and name; both empty where no slash fits."""
     # The last byte is left out: a directory's closing slash cannot be the cut.
-    cut = name.find(b"/", max(1, len(name) - _NAME_LEN - 1), len(name) - 1)
+    cut = name.find(b"/", max(1, len(name) - NAME_LEN - 1), len(name) - 1)
     if not 0 < cut <= _PREFIX_LEN:
         return b"", b""
     return name[:cut], name[cut + 1 :]

@@ -15,6 +15,7 @@ that is being written cuts the file at a frame boundary.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -187,6 +188,20 @@ class VolumeWriter:
                 self._close_frame()
             self._member_count += 1
         self._append(piece)
+
+    def add_members(self, members: bytes, lens: Sequence[int]) -> None:
+        """Write whole members as they stand in a tar, of *lens* bytes each."""
+        self._require_no_member("add_members")
+        if len(self._frame) + len(members) <= self._frame_len:
+            self._frame += members
+            self._tar_len += len(members)
+            self._member_count += len(lens)
+            return
+        begin = 0
+        view = memoryview(members)
+        for length in lens:
+            self.add_encoded(view[begin : begin + length], member_len=length)
+            begin += length
 
     def add_frame(self, frame: bytes, tar_len: int, *, member_count: int) -> None:
         """Write another volume's frame as it lies: *tar_len* bytes of tar, in which *member_count* begin.

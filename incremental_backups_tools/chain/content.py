@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import BinaryIO, Final, cast
+from collections.abc import Iterable
+from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 from blake3 import blake3
@@ -23,7 +24,8 @@ from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.known_content import Known, KnownContent
 from incremental_backups_tools.chain.moved_files import MovedFiles
-from incremental_backups_tools.chain.policy import delta_pays, is_signed, may_delta
+from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain
+from incremental_backups_tools.chain.policy import MIN_SHARED_LEN, delta_pays, is_signed, may_delta
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
 from incremental_backups_tools.chain.volumes import VolumeSet
@@ -36,7 +38,7 @@ from incremental_backups_tools.delta import (
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
 from incremental_backups_tools.tree.metadata import capture, plain_entry
-from incremental_backups_tools.tree.read_ahead import ReadFile
+from incremental_backups_tools.tree.read_ahead import ReadFile, ReadFiles
 from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.sparse import data_len, iter_zeros
 from incremental_backups_tools.tree.walk import Found
@@ -67,6 +69,16 @@ class StoredContent(msgspec.Struct, frozen=True):
     bytes_read: int
     known: Known | None = None
     base: ResolvedEntry | None = None
+
+
+class StoredFiles(NamedTuple):
+    """Plain files that were stored together; *plain* is of them, and *digests* of these and perhaps others."""
+
+    prefix: bytes
+    files: list[ReadFile]
+    sizes: list[int]
+    digests: list[bytes]
+    plain: PlainFiles
 
 
 class _Reading:
@@ -252,12 +264,48 @@ class ContentStorer:
             stored = stored or self._store_delta(found, base, None)
         return stored if stored is not None else self._store_whole(found, holder)
 
+    def store_plain(self, read: ReadFiles, begin: int) -> StoredFiles | None:
+        """Store files that were read ahead, from number *begin* on, together; in a full.
+
+        Returns:
+            The first of them, perhaps none: up to one that is not plain, or whose content is held already. None
+            where they cannot be stored together.
+        """
+        files = read.files[begin:]
+        whole = self._whole.place_for([len(file.content) for file in files])
+        sigvault = self._sigvault.place_for(_signature_lens(files))
+        if whole is None or sigvault is None:
+            return None
+        digests = self._new_digests(files)
+        files = files[: len(digests)]
+        plain = encode_plain(
+            files, digests, prefix=read.prefix, begin_ns=read.begin_ns, whole=whole, sigvault=sigvault
+        )
+        files = files[: plain.count]
+        sizes = [len(file.content) for file in files]
+        self._whole.add_members(plain.members, sizes)
+        self._sigvault.add_members(plain.signatures, _signature_lens(files))
+        self.bytes_read += sum(sizes)
+        return StoredFiles(read.prefix, files, sizes, digests, plain)
+
+    def _new_digests(self, files: list[ReadFile]) -> list[bytes]:
+        """The BLAKE3 of those before the first whose content is held already, or is another's of them."""
+        digests: list[bytes] = []
+        seen: set[bytes] = set()
+        for file in files:
+            size, digest = len(file.content), blake3(file.content).digest()
+            if size >= MIN_SHARED_LEN and (digest in seen or self._known.find(size, digest) is not None):
+                break
+            seen.add(digest)
+            digests.append(digest)
+        return digests
+
     def _store_read(self, found: Found, read: ReadFile) -> StoredContent:
         """Store what was read ahead of a file that its path had none of before."""
         content = read.content
         self.bytes_read += len(content)
         digest = blake3(content).digest()
-        entry = plain_entry(found.rel_path, read.stat, digest)
+        entry = plain_entry(found.rel_path, read, digest)
         known = self._known.find(entry.size, digest)
         if known is not None:
             return self._known_as(entry, True, known)
@@ -348,6 +396,11 @@ class ContentStorer:
         member: TarMember = plain_member(entry.path, len(data), mtime_ns=entry.mtime_ns)
         location = self._sigvault.add(member, data)
         return SignatureRef(location.file, location.offset, location.length, blake3(signature).hexdigest())
+
+
+def _signature_lens(files: Iterable[ReadFile]) -> list[int]:
+    """Of those that have one."""
+    return [len(file.signature) for file in files if file.signature is not None]
 
 
 def _with_digest(reading: _Reading) -> Entry:

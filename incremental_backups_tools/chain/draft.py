@@ -28,7 +28,7 @@ from incremental_backups_tools.chain.state import (
     INCREMENTAL,
     ArchiveFile,
     StateHeader,
-    write_state,
+    write_state_blocks,
 )
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
 from incremental_backups_tools.repository.cache import Cache
@@ -175,7 +175,8 @@ class Draft:
         if signer is not None:
             header = msgspec.structs.replace(header, repository=self._identity.repository_id)
         with self._store.spool(name.path) as spool:
-            write_state(spool.file, header, iter(RecordReader(self._lines_file, what="state being written")))
+            lines = RecordReader(self._lines_file, what="state being written")
+            write_state_blocks(spool.file, header, lines.blocks())
             file = describe(spool.file, name.file_name, str(Role.STATE))
             if prove is not None:
                 prove(spool.file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple, cast
 
 import msgspec
@@ -222,6 +222,26 @@ class IndexCacheWriter:
         """Append an entry, encoded anew unless its line is given."""
         self._leave_base()
         self._append(resolved, encode_resolved(resolved) if raw is None else raw)
+
+    def write_new_files(self, lines: bytes, count: int, contents: Iterable[tuple[int, int, bytes]]) -> None:
+        """Append *count* lines of regular files.
+
+        Args:
+            contents: of each the length of its line, its size, and the BLAKE3 of its content.
+        """
+        self._leave_base()
+        frame, offset = self._place
+        self._records.write_block(lines, count)
+        self._move_on(len(lines))
+        if self._note is None:
+            return
+        begin = 0
+        for length, size, digest in contents:
+            place = Place(frame, offset + begin)
+            self._note(size, digest, place)
+            if self.is_open(place):
+                self._open_lines[place.offset] = lines[begin : begin + length - 1]
+            begin += length
 
     def write_cached(self, cached: CachedEntry) -> None:
         """Append an entry that is encoded already, the one that the base gave last."""

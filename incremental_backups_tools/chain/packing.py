@@ -35,7 +35,7 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.metadata import capture, type_of
-from incremental_backups_tools.tree.read_ahead import ReadAhead, ReadFile
+from incremental_backups_tools.tree.read_ahead import ReadAhead, ReadFile, ReadFiles
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import AnyWalk, Found
 
@@ -88,9 +88,11 @@ class Packer:
             RepositoryError: a volume cannot be written.
         """
         if parent is None:
-            for name, read in ReadAhead(walk, SMALL_FILE_SIGNING):
-                if not self._is_socket(name):
-                    self._present(name, None, read)
+            for item in ReadAhead(walk, SMALL_FILE_SIGNING):
+                if isinstance(item, ReadFiles):
+                    self._pack_files(item)
+                elif not self._is_socket(item):
+                    self._present(item, None)
             return self.result
         for found, old in self._pairs(walk, parent):
             if found is not None and not self._is_socket(found):
@@ -192,7 +194,9 @@ class Packer:
 
     # --- what the walk shows ---------------------------------------------------------------------------
 
-    def _present(self, found: Found, old: CachedEntry | None, read: ReadFile | None = None) -> None:
+    def _present(
+        self, found: Found, old: CachedEntry | None, read: ReadFile | None = None, begin_ns: int = 0
+    ) -> None:
         if self._is_unknown(found.rel_path):
             if old is not None:
                 self._keep(old)
@@ -201,19 +205,40 @@ class Packer:
         if old is not None and _needs_no_look(found, old.resolved.entry, link_of):
             self._unchanged(found, old)
         else:
-            self._look_at(found, old, link_of, read)
+            self._look_at(found, old, link_of, read, begin_ns)
         if not found.listed:
             self.unlisted(found.rel_path)
 
+    def _pack_files(self, read: ReadFiles) -> None:
+        """Pack files that were read ahead, in a full: many together, and each that is not so plain by itself."""
+        begin = 0
+        while begin < len(read.files):
+            stored = self._storer.store_plain(read, begin) if not self._unlisted else None
+            if stored is not None and stored.files:
+                self._recorder.plain_files(stored)
+                if self._on_progress is not None:
+                    for file in stored.files:
+                        self._on_progress(read.prefix + file.name, len(file.content))
+                begin += len(stored.files)
+            if begin < len(read.files):
+                file = read.files[begin]
+                self._present(read.found(file), None, file, read.begin_ns)
+                begin += 1
+
     def _look_at(
-        self, found: Found, old: CachedEntry | None, link_of: bytes | None, read: ReadFile | None
+        self,
+        found: Found,
+        old: CachedEntry | None,
+        link_of: bytes | None,
+        read: ReadFile | None,
+        begin_ns: int,
     ) -> None:
         before = old.resolved if old is not None else None
         now_ns = time.time_ns()
         placement = None
         try:
             if type_of(found.stat.st_mode) == FILE and link_of is None:
-                now_ns = read.begin_ns if read is not None else now_ns
+                now_ns = begin_ns if read is not None else now_ns
                 resolved, placement = self._file(found, before, read)
             else:
                 resolved = self._special(found, before, link_of)

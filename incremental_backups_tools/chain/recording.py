@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from incremental_backups_tools.chain.content import StoredFiles
 from incremental_backups_tools.chain.index_cache import CachedEntry, IndexCacheWriter, encode_resolved_record
 from incremental_backups_tools.chain.replay import ReplayList
 from incremental_backups_tools.chain.resolve import ResolvedEntry
@@ -146,6 +147,20 @@ class Recorder:
                     self._replaced.add(entry.path)
             raw = self._emit_record(op, record, resolved, is_reference=placement.source is not None)
         self._present(resolved, before, raw)
+
+    def plain_files(self, stored: StoredFiles) -> None:
+        """Plain files of one directory that the parent does not have, in a full."""
+        plain, total = stored.plain, sum(stored.sizes)
+        self._replay.archived(stored.prefix + stored.files[0].name)
+        self._lines.write_block(plain.state, plain.count)
+        self._digest.add_encoded(plain.encodings)
+        counts = self.tally.counts
+        counts["created"] += plain.count
+        counts["entries"] += plain.count
+        counts["files"] += plain.count
+        self.tally.total_bytes += total
+        contents = zip(plain.index_lens, stored.sizes, stored.digests, strict=False)
+        self._index.write_new_files(plain.index, plain.count, contents)
 
     def special(
         self, resolved: ResolvedEntry, before: Entry | None, *, is_archived: bool, is_linked: bool

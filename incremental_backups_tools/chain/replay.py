@@ -127,6 +127,12 @@ class ReplayList:
         elif metadata:
             self._add(META, encode_meta(entry))
 
+    def archived(self, path: bytes) -> None:
+        """A name of the new tree that is none of a directory, and that an archive has: :meth:`entry` without one."""
+        self._leave(path)
+        if self._directories:
+            self._directories[-1].is_touched = True
+
     def same_directory(self, path: bytes, entry: Callable[[], Entry]) -> None:
         """A directory of the new tree that is as it was; *entry* is called where its metadata must be given."""
         self._leave(path)

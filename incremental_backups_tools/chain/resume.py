@@ -119,7 +119,7 @@ class Comparison:
         self._stored = stored
         self._rest = memoryview(b"")
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Compare the next piece.
 
         Raises:

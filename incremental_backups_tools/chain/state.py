@@ -8,7 +8,7 @@ Format code; the two functions that read take a file or a store's range reader, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -263,12 +263,23 @@ class StateReader:
             yield line
 
 
-def write_state(file: BinaryIO, header: StateHeader, lines: Iterator[bytes]) -> None:
+def write_state(file: BinaryIO, header: StateHeader, lines: Iterable[bytes]) -> None:
     """Write a whole state: *lines* are encoded and sorted, ``header.lines`` of them."""
+    write_state_blocks(file, header, (line + b"\n" for line in lines))
+
+
+def write_state_blocks(file: BinaryIO, header: StateHeader, blocks: Iterable[bytes]) -> None:
+    """Write a whole state.
+
+    A line is mostly digests: at any higher level it is compressed no better, and takes longer.
+
+    Args:
+        blocks: the lines, encoded and sorted, each with its newline, some at a time; ``header.lines`` in all.
+    """
     with ThreadPoolExecutor(1) as pool:
-        writer = RecordWriter(file, encode_header(header), level=9, pool=pool)
-        for line in lines:
-            writer.write(line)
+        writer = RecordWriter(file, encode_header(header), level=1, pool=pool)
+        for block in blocks:
+            writer.write_block(block, block.count(b"\n"))
         writer.close()
     if writer.count != header.lines:
         raise ValueError(f"the header promises {header.lines} lines, {writer.count} were given")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
 from incremental_backups_tools.archive.carrier import Carrier
-from incremental_backups_tools.archive.tar import TarMember, padding_len
+from incremental_backups_tools.archive.tar import TarMember, padding_len, plain_member_len
 from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
+from incremental_backups_tools.chain.plain_files import Volume
 from incremental_backups_tools.chain.policy import first_level
 from incremental_backups_tools.chain.resume import Comparison, ResumeConflictError, UsedVolumes
 from incremental_backups_tools.chain.state import ArchiveFile
@@ -95,15 +96,35 @@ class VolumeSet:
         """What these volumes hold."""
         return self._name.role
 
-    def add(self, member: TarMember, data: bytes = b"") -> Location:
+    def add(self, member: TarMember, data: bytes | memoryview = b"") -> Location:
         """Store a whole member; return where its data lies."""
         if (taken := self._take_used(member)) is not None:
             Comparison(taken[1]).feed(data)
             return taken[0]
-        writer = self._room_for(member)
-        offset = writer.add(member, data)
+        offset = self._room_for(member.size).add(member, data)
         self._members += 1
         return Location(self._open_name, offset, member.size)
+
+    def place_for(self, sizes: Sequence[int]) -> Volume | None:
+        """Where :meth:`add_members` puts members of *sizes* bytes of data; None where it cannot.
+
+        It cannot where they are compared with those of a killed run, and where the volume has no room for all.
+        """
+        if self._used is not None:
+            return None
+        if not sizes:
+            return Volume(b"", 0)
+        writer = self._room_for(0)
+        if writer.tar_len + sum(map(plain_member_len, sizes)) > self._volume_size:
+            return None
+        return Volume(self._open_name.encode(), writer.tar_len)
+
+    def add_members(self, members: bytes, sizes: Sequence[int]) -> None:
+        """Store whole members as they stand in a tar, of *sizes* bytes of data each, where they have a place."""
+        if not sizes:
+            return
+        self._current().add_members(members, [plain_member_len(size) for size in sizes])
+        self._members += len(sizes)
 
     def carry(self, reader: VolumeReader, start: int, data_offset: int, data_len: int) -> Location:
         """Store a member of another volume as it lies there.
@@ -130,7 +151,7 @@ class VolumeSet:
         if (taken := self._take_used(member)) is not None:
             self._comparison = Comparison(taken[1])
             return taken[0]
-        writer = self._room_for(member)
+        writer = self._room_for(member.size)
         return Location(self._open_name, writer.begin(member), member.size)
 
     def write(self, chunk: bytes) -> None:
@@ -188,8 +209,8 @@ class VolumeSet:
             raise ValueError("no volume is open")
         return self._writer
 
-    def _room_for(self, member: TarMember) -> VolumeWriter:
-        writer = self._make_room(member.size)
+    def _room_for(self, size: int) -> VolumeWriter:
+        writer = self._make_room(size)
         self._end_carrying()
         return writer
 

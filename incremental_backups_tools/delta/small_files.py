@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 from incremental_backups_tools.delta.formats import SignatureMagic
@@ -15,10 +14,12 @@ class SmallFileSigning(NamedTuple):
     """How files that are held whole are signed. What comes of it is what ``SignatureBuilder`` makes.
 
     Attributes:
+        magic: of the signatures.
         strong_len, weak, strong: as everywhere.
         block_lens: by the number of bits of the file's size; 0 is no signature, and so is what is beyond.
     """
 
+    magic: int
     strong_len: int
     weak: int
     strong: int
@@ -33,24 +34,18 @@ class SmallFileSigning(NamedTuple):
         """
         magic = SignatureMagic.RK_BLAKE2
         sizes = (1 << bits >> 1 for bits in range(max_len.bit_length() + 1))
-        return cls(DEFAULT_STRONG_LEN, magic.weak, magic.strong, tuple(choose(size) for size in sizes))
+        return cls(magic, DEFAULT_STRONG_LEN, magic.weak, magic.strong, tuple(choose(size) for size in sizes))
 
-    def records(self, content: bytes, *, kernel: Kernel | None = None) -> bytes | None:
-        """The signature of *content* without its header; None where it gets none."""
+    def signature(self, content: bytes, *, kernel: Kernel | None = None) -> bytes | None:
+        """The signature of *content*; None where it gets none."""
         if not (block_len := self._block_len(len(content))):
             return None
         hash_blocks = choose_kernel(kernel).hash_blocks
-        return hash_blocks(content, block_len, self.strong_len, self.weak, self.strong)
-
-    def signature(self, size: int, records: bytes) -> bytes:
-        """The whole signature of a file of *size* bytes."""
-        return _header(self._block_len(size), self.strong_len) + records
+        header = encode_header(
+            block_len=block_len, strong_len=self.strong_len, magic=SignatureMagic(self.magic)
+        )
+        return header + hash_blocks(content, block_len, self.strong_len, self.weak, self.strong)
 
     def _block_len(self, size: int) -> int:
         bits = size.bit_length()
         return self.block_lens[bits] if bits < len(self.block_lens) else 0
-
-
-@cache
-def _header(block_len: int, strong_len: int) -> bytes:
-    return encode_header(block_len=block_len, strong_len=strong_len, magic=SignatureMagic.RK_BLAKE2)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from incremental_backups_tools.delta.small_files import SmallFileSigning
+    from incremental_backups_tools.tree.listing import FileFields
 
 _TYPES: Final = {
     stat.S_IFREG: "file",
@@ -40,13 +41,16 @@ class Reading:
 
     def __init__(self, first: int) -> None:
         self.end = first
-        self._files: list[tuple[int, os.stat_result, bytes, bytes | None]] = []
+        self._files: list[FileFields] = []
 
-    def add(self, info: os.stat_result, content: bytes, records: bytes | None) -> None:
+    def add(self, name: bytes, info: os.stat_result, content: bytes, signature: bytes | None) -> None:
         """The name at the end is a plain file."""
-        self._files.append((self.end, info, content, records))
+        owner = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+        times = info.st_mtime_ns, info.st_ctime_ns
+        inode = info.st_ino, info.st_dev
+        self._files.append((self.end, name, *owner, *times, *inode, memoryview(content), signature))
 
-    def files(self) -> list[tuple[int, os.stat_result, bytes, bytes | None]]:
+    def files(self) -> list[FileFields]:
         return self._files
 
 
@@ -125,7 +129,7 @@ class Listing:
                 planned += 1
                 total += info.st_size
                 if (file := _read_plain(dir_fd, name, info.st_size)) is not None:
-                    read.add(*file, signing.records(file[1]))
+                    read.add(name, *file, signing.signature(file[1]))
             read.end += 1
         return read
 

@@ -459,10 +459,24 @@ def canonical_encoding(entry: Entry) -> bytes:
         (
             _LENGTH.pack(len(entry.path)),
             entry.path,
-            _few_fields(entry.type, entry.mode, entry.uid, entry.gid, entry.user, entry.group),
+            owner_encoding(entry.type, entry.mode, entry.uid, entry.gid, entry.user, entry.group),
             _TWO_INTS.pack(8, entry.size, 8, entry.mtime_ns),
             _PLAIN if is_plain and not entry.flags and not entry.xattrs else _odd_fields(entry),
             _field(entry.digest),
+        )
+    )
+
+
+def plain_encoding(path: bytes, owner: bytes, size: int, mtime_ns: int, digest: bytes) -> bytes:
+    """The canonical encoding of a regular file without whatever most have none of; *owner* is owner_encoding()."""
+    return b"".join(
+        (
+            _LENGTH.pack(len(path)),
+            path,
+            owner,
+            _TWO_INTS.pack(8, size, 8, mtime_ns),
+            _PLAIN_BEFORE_DIGEST,
+            digest,
         )
     )
 
@@ -490,6 +504,7 @@ _THREE_INTS: Final = struct.Struct("<IqIqIq")
 # target, link_of, device and acl; and with them flags and xattrs.
 _NONE_OF_THESE: Final = (None,) * 4
 _PLAIN: Final = _ABSENT * 6
+_PLAIN_BEFORE_DIGEST: Final = _PLAIN + _LENGTH.pack(32)
 
 
 def _field(value: bytes | None) -> bytes:
@@ -497,7 +512,9 @@ def _field(value: bytes | None) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)
-def _few_fields(kind: str, mode: int, uid: int, gid: int, user: bytes | None, group: bytes | None) -> bytes:
+def owner_encoding(
+    kind: str, mode: int, uid: int, gid: int, user: bytes | None, group: bytes | None
+) -> bytes:
     """Of the canonical encoding what many entries share."""
     numbers = _THREE_INTS.pack(8, mode, 8, uid, 8, gid)
     return b"".join((_field(kind.encode()), numbers, _field(user), _field(group)))
@@ -535,6 +552,11 @@ class IndexDigest:
     def add(self, entry: Entry) -> None:
         """Count *entry* in."""
         self._sum = (self._sum + entry_digest(entry)) % DIGEST_MODULUS
+
+    def add_encoded(self, encodings: Sequence[bytes]) -> None:
+        """Count in the entries with these canonical encodings."""
+        added = sum([int.from_bytes(blake3(encoding).digest(), "big") for encoding in encodings])
+        self._sum = (self._sum + added) % DIGEST_MODULUS
 
     def remove(self, entry: Entry) -> None:
         """Count *entry* out."""

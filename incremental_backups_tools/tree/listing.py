@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from incremental_backups_tools.tree import _listing_twin
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from incremental_backups_tools.delta.small_files import SmallFileSigning
+
+
+# Of a file that was read: number in the listing, name, permission bits, uid, gid, mtime_ns, ctime_ns, inode, device,
+# content, signature (None where it gets none). The content is the caller's as long as any of it is held.
+FileFields = tuple[int, bytes, int, int, int, int, int, int, int, memoryview, bytes | None]
+
+
+class ReadLimits(NamedTuple):
+    """What one reading ends at.
+
+    Attributes:
+        max_files: most files.
+        max_len: most bytes of one.
+        max_total: no other is begun once there are so many bytes.
+    """
+
+    max_files: int
+    max_len: int
+    max_total: int
 
 
 class Reading(Protocol):
@@ -32,11 +51,8 @@ class Reading(Protocol):
     def end(self) -> int:
         """The number after the last name that it looks at."""
 
-    def files(self) -> list[tuple[int, os.stat_result, bytes, bytes | None]]:
-        """Number, stat as it was when it was opened, content, and records of the signature of each, once it is done.
-
-        For one thread.
-        """
+    def files(self) -> list[FileFields]:
+        """Each, as it was when it was opened, once all are read. For one thread."""
 
 
 class Listing(Protocol):
@@ -95,9 +111,7 @@ class Listing(Protocol):
 
         Args:
             dir_fd: the directory, open as long as this call takes.
-            max_files: most of them.
-            max_len: most bytes of one.
-            max_total: no other is begun once there are so many bytes.
+            max_files, max_len, max_total: as :class:`ReadLimits`.
 
         Raises:
             OSError: there is no descriptor for it.

@@ -24,6 +24,7 @@ from incremental_backups_tools.tree.entry import (
     Acl,
     Entry,
 )
+from incremental_backups_tools.tree.read_ahead import ReadFile
 from incremental_backups_tools.tree.walk import Found
 
 _TYPE_OF_MODE: Final = {
@@ -133,22 +134,22 @@ def _remote_entry(found: Found, info: os.stat_result, kind: str) -> Entry:
     )
 
 
-def plain_entry(rel_path: bytes, info: os.stat_result, digest: bytes) -> Entry:
-    """The entry of a regular file that has neither attributes nor flags nor holes, with its content's *digest*."""
+def plain_entry(rel_path: bytes, read: ReadFile, digest: bytes) -> Entry:
+    """The entry of a file that was read ahead, with its content's *digest*."""
     return Entry(
         path=rel_path,
         type=FILE,
-        mode=stat.S_IMODE(info.st_mode),
-        uid=info.st_uid,
-        gid=info.st_gid,
-        user=user_name(info.st_uid),
-        group=group_name(info.st_gid),
-        size=info.st_size,
-        mtime_ns=info.st_mtime_ns,
+        mode=read.mode,
+        uid=read.uid,
+        gid=read.gid,
+        user=user_name(read.uid),
+        group=group_name(read.gid),
+        size=len(read.content),
+        mtime_ns=read.mtime_ns,
         digest=digest,
-        ctime_ns=info.st_ctime_ns,
-        inode=info.st_ino,
-        dev=info.st_dev,
+        ctime_ns=read.ctime_ns,
+        inode=read.inode,
+        dev=read.dev,
     )
 
 

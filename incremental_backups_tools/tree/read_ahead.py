@@ -6,41 +6,67 @@ the thread needs nothing that the caller holds.
 
 from __future__ import annotations
 
-import os
-import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
-
-import msgspec
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from incremental_backups_tools.delta.small_files import SmallFileSigning
-from incremental_backups_tools.tree.listing import Listing, Reading
-from incremental_backups_tools.tree.walk import AnyWalk, Found
+from incremental_backups_tools.tree.listing import ReadLimits
+from incremental_backups_tools.tree.walk import AnyWalk, Found, Run
 
 # The longest file that is read ahead.
 AHEAD_FILE_LEN: Final = 1 << 18
-# How far: names that wait, and bytes of files among them. Directories stay open for as many names.
-_AHEAD_NAMES: Final = 96
-_AHEAD_LEN: Final = 8 << 20
 # Of one reading: most files, and how many bytes begin no other file.
-_READING_FILES: Final = 48
-_READING_LEN: Final = 2 << 20
+_LIMITS: Final = ReadLimits(max_files=48, max_len=AHEAD_FILE_LEN, max_total=2 << 20)
+# How far: names that wait before another is asked for, and readings. Directories stay open for as many names.
+_AHEAD_NAMES: Final = 96
+_AHEAD_READINGS: Final = 4
 
 
-class ReadFile(msgspec.Struct, frozen=True):
+class ReadFile(NamedTuple):
     """A plain small file that was read whole and stayed as it was: no holes, attributes, flags or other names.
 
     Attributes:
-        stat: as it was when it was opened.
+        number: in its directory's listing.
+        name: its last component.
+        mode: permission bits.
         signature: of the content; None where it gets none.
-        begin_ns: a time before all that.
     """
 
-    stat: os.stat_result
-    content: bytes
+    number: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    dev: int
+    content: memoryview
     signature: bytes | None
-    begin_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFiles:
+    """Plain small files of one directory, one after the other in the order of the walk.
+
+    Attributes:
+        prefix: the directory's path with a slash; empty for the root.
+    """
+
+    prefix: bytes
+    files: list[ReadFile]
+    _run: Run
+
+    @property
+    def begin_ns(self) -> int:
+        """A time before they were read."""
+        return self._run.begin_ns
+
+    def found(self, file: ReadFile) -> Found:
+        """As the walk shows that file. Until the next names are asked for."""
+        return self._run.found(file.number)
 
 
 class ReadAhead:
@@ -54,67 +80,55 @@ class ReadAhead:
     def __init__(self, walk: AnyWalk, signing: SmallFileSigning) -> None:
         self._walk = walk
         self._signing = signing
-        self._begun: _Batch | None = None
 
-    def __iter__(self) -> Iterator[tuple[Found, ReadFile | None]]:
-        """Each name, with the file that it is where that was read; None is what needs a closer look."""
+    def __iter__(self) -> Iterator[Found | ReadFiles]:
+        """Files that were read together, and each other name, which needs a closer look."""
         with self._walk.keep_open(_AHEAD_NAMES):
-            yield from self._names()
+            waiting: deque[Found | Run] = deque()
+            names = readings = 0
+            for item in self._items():
+                waiting.append(item)
+                if isinstance(item, Run):
+                    names, readings = names + item.count, readings + 1
+                else:
+                    names += 1
+                while names >= _AHEAD_NAMES or readings > _AHEAD_READINGS:
+                    first = waiting.popleft()
+                    if isinstance(first, Run):
+                        names, readings = names - first.count, readings - 1
+                        yield from _read(first)
+                    else:
+                        names -= 1
+                        yield first
+            for item in waiting:
+                if isinstance(item, Run):
+                    yield from _read(item)
+                else:
+                    yield item
 
-    def _names(self) -> Iterator[tuple[Found, ReadFile | None]]:
-        waiting: deque[tuple[Found, _Batch | None]] = deque()
-        waiting_len = 0
-        for found in self._walk:
-            batch = self._batch_of(found)
-            waiting.append((found, batch))
-            waiting_len += found.stat.st_size if batch is not None else 0
-            while len(waiting) >= _AHEAD_NAMES or waiting_len > _AHEAD_LEN:
-                first, its_batch = waiting.popleft()
-                waiting_len -= first.stat.st_size if its_batch is not None else 0
-                yield first, its_batch.take(first) if its_batch is not None else None
-        for first, its_batch in waiting:
-            yield first, its_batch.take(first) if its_batch is not None else None
-
-    def _batch_of(self, found: Found) -> _Batch | None:
-        """What reads *found*, most often begun already; None where nothing does."""
-        if found.among is None or found.stat.st_size > AHEAD_FILE_LEN:
-            return None
-        if self._begun is None or not self._begun.has(found.among, found.number):
-            self._begun = self._begin(found, found.among)
-        return self._begun
-
-    def _begin(self, found: Found, among: Listing) -> _Batch | None:
-        begin_ns = time.time_ns()
-        limits = _READING_FILES, AHEAD_FILE_LEN, _READING_LEN
-        try:
-            reading = among.read_ahead(found.number, found.dir_fd, *limits, self._signing)
-        except OSError:  # too many open files: whoever looks closely will say so
-            return None
-        return _Batch(among, reading, self._signing, begin_ns)
+    def _items(self) -> Iterator[Found | Run]:
+        names = iter(self._walk)
+        while True:
+            item = self._walk.read_run(_LIMITS, self._signing) or next(names, None)
+            if item is None:
+                return
+            yield item
 
 
-class _Batch:
-    """Files of one directory that are read together."""
-
-    def __init__(self, among: Listing, reading: Reading, signing: SmallFileSigning, begin_ns: int) -> None:
-        self._among = among
-        self._end = reading.end
-        self._reading: Reading | None = reading
-        self._signing = signing
-        self._begin_ns = begin_ns
-        self._files: dict[int, ReadFile] = {}
-
-    def has(self, among: Listing, number: int) -> bool:
-        """Whether it looks at that name. Names are asked for in order."""
-        return among is self._among and number < self._end
-
-    def take(self, found: Found) -> ReadFile | None:
-        """The file, once."""
-        if self._reading is not None:
-            read, self._reading = self._reading.files(), None
-            self._files = {file[0]: self._read_file(*file[1:]) for file in read}
-        return self._files.pop(found.number, None)
-
-    def _read_file(self, info: os.stat_result, content: bytes, records: bytes | None) -> ReadFile:
-        signature = self._signing.signature(len(content), records) if records is not None else None
-        return ReadFile(info, content, signature, self._begin_ns)
+def _read(run: Run) -> Iterator[Found | ReadFiles]:
+    """What there is of *run* once it was read."""
+    files = [ReadFile._make(fields) for fields in run.reading.files()]
+    if len(files) == run.count:
+        yield ReadFiles(run.prefix, files, run)
+        return
+    number, begun = run.first, 0
+    for position, file in enumerate(files):
+        if file.number != number:
+            if begun < position:
+                yield ReadFiles(run.prefix, files[begun:position], run)
+            yield from map(run.found, range(number, file.number))
+            begun = position
+        number = file.number + 1
+    if begun < len(files):
+        yield ReadFiles(run.prefix, files[begun:], run)
+    yield from map(run.found, range(number, run.end))

@@ -14,16 +14,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import ROOT, printable
 from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
-from incremental_backups_tools.tree.listing import Listing, list_directory
+from incremental_backups_tools.tree.listing import Listing, Reading, ReadLimits, list_directory
+
+if TYPE_CHECKING:
+    from incremental_backups_tools.delta.small_files import SmallFileSigning
 
 MAX_SMALL_FILE_LEN: Final = 1 << 20  # a .gitignore or .exclude longer than this is not one
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,8 +70,6 @@ class Found:
         listed: False for a directory whose names could not be read.
         fd: of a directory that is entered its own descriptor, open as long.
         listing: of such a directory what it holds.
-        among: what the directory holds that it lies in; of what is no directory.
-        number: its own in there.
         remote: how a file of another machine is read. Of what is there *dir_fd* is -1.
         is_remote: whether it lies on another machine.
     """
@@ -79,8 +81,6 @@ class Found:
     listed: bool = True
     fd: int | None = None
     listing: Listing | None = None
-    among: Listing | None = None
-    number: int = 0
     remote: RemoteFile | None = None
     is_remote: bool = False
 
@@ -112,6 +112,37 @@ class Passed:
             yield self._prefix + self._listing.name(number), size
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Names of one directory that the walk left to somebody who reads them together.
+
+    Attributes:
+        reading: reads the plain small files among them.
+        prefix: the directory's path with a slash; empty for the root.
+        first, end: the number of the first name, and the one after the last.
+        begin_ns: a time before they were read.
+    """
+
+    reading: Reading
+    prefix: bytes
+    first: int
+    end: int
+    begin_ns: int
+    _listing: Listing
+    _dir_fd: int
+
+    @property
+    def count(self) -> int:
+        """How many names."""
+        return self.end - self.first
+
+    def found(self, number: int) -> Found:
+        """A name, to be looked at more closely; as long as the descriptors of a name last."""
+        name = self._listing.name(number)
+        info = self._listing.stat(number)
+        return Found(self.prefix + name, name, self._dir_fd, info)
+
+
 class AnyWalk(Protocol):
     """A walk over a tree, here or elsewhere; see :class:`Walk`."""
 
@@ -123,6 +154,9 @@ class AnyWalk(Protocol):
 
     def keep_open(self, names: int) -> AbstractContextManager[None]:
         """As :meth:`Walk.keep_open`."""
+
+    def read_run(self, limits: ReadLimits, signing: SmallFileSigning) -> Run | None:
+        """As :meth:`Walk.read_run`."""
 
 
 @dataclass(slots=True)
@@ -246,6 +280,28 @@ class Walk:
         first, level.next = level.next, level.next + found[0]
         return Passed(*found, level.listing, first, level.prefix)
 
+    def read_run(self, limits: ReadLimits, signing: SmallFileSigning) -> Run | None:
+        """Begin to read the names that come next, and go on behind them; None where the next one is a directory.
+
+        To be called while the walk waits for its iterator to be asked for more. Also None where nothing can be
+        read for want of a descriptor: whoever looks closely will say so.
+        """
+        while len(self._levels) > 1 and self._levels[-1].next >= len(self._levels[-1].listing):
+            self._leave()
+        level = self._levels[-1] if self._levels else None
+        if level is None or level.next >= len(level.listing) or level.listing.is_dir(level.next):
+            return None
+        first = level.next
+        begin_ns = time.time_ns()
+        try:
+            reading = level.listing.read_ahead(first, level.fd, *limits, signing)
+        except OSError:
+            return None
+        level.next = reading.end
+        self._shown += reading.end - first
+        level.used = self._shown
+        return Run(reading, level.prefix, first, reading.end, begin_ns, level.listing, level.fd)
+
     def _open_root(self) -> int:
         try:
             return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -266,7 +322,7 @@ class Walk:
             if stat.S_ISDIR(info.st_mode):
                 yield from self._enter(level, rel_path, name, info)
             else:
-                yield Found(rel_path, name, level.fd, info, among=level.listing, number=number)
+                yield Found(rel_path, name, level.fd, info)
 
     def _enter(self, level: _Level, rel_path: bytes, name: bytes, info: os.stat_result) -> Iterator[Found]:
         """Yield a directory; the walk goes on inside it where that can be."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from incremental_backups_tools.delta import choose_block_len, signature
 from incremental_backups_tools.tree.entry import Entry, encode_line, line_of_entry
 from incremental_backups_tools.tree.listing import Listing
 from incremental_backups_tools.tree.metadata import capture
-from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
+from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadFile
 from incremental_backups_tools.tree.walk import Found
 
 MODULES = ["_native", "_listing_twin"]
@@ -308,9 +310,15 @@ def test_small_files_are_read_up_to_the_next_directory(
     files = reading.files()
 
     assert reading.end == 3
-    assert [(listing.name(number), content) for number, _, content, _ in files] == list(contents.items())
-    assert [info.st_ino for _, info, _, _ in files] == [(tmp_path / name).stat().st_ino for name in "abc"]
-    assert [number for number, _, _, _ in listing.read_ahead(4, directory, *LIMITS).files()] == [4]
+    read = [ReadFile._make(fields) for fields in files]
+    assert [(file.name, bytes(file.content)) for file in read] == list(contents.items())
+    for file in read:
+        info = (tmp_path / os.fsdecode(file.name)).stat()
+        assert file.name == listing.name(file.number)
+        assert (file.mode, file.uid, file.gid) == (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        assert (file.mtime_ns, file.ctime_ns) == (info.st_mtime_ns, info.st_ctime_ns)
+        assert (file.inode, file.dev) == (info.st_ino, info.st_dev)
+    assert [file[0] for file in listing.read_ahead(4, directory, *LIMITS).files()] == [4]
     for first in (3, 5):
         reading = listing.read_ahead(first, directory, *LIMITS)
         assert (reading.end, reading.files()) == (first, [])
@@ -327,13 +335,13 @@ def test_files_are_signed_as_they_are_by_themselves(
 
     files = kind(directory).read_ahead(0, directory, *LIMITS).files()
 
-    assert [info.st_size for _, info, _, _ in files] == [size for size in sizes if size <= LIMITS[1]]
-    for _, info, content, records in files:
-        assert (records is not None) == is_signed(info.st_size)
-        if records is not None:
-            block_len = choose_block_len(info.st_size)
-            expected = signature(content, block_len=block_len)
-            assert SMALL_FILE_SIGNING.signature(info.st_size, records) == expected
+    read = [ReadFile._make(fields) for fields in files]
+    assert [len(file.content) for file in read] == [size for size in sizes if size <= LIMITS[1]]
+    for file in read:
+        size = len(file.content)
+        assert (file.signature is not None) == is_signed(size)
+        if file.signature is not None:
+            assert file.signature == signature(bytes(file.content), block_len=choose_block_len(size))
 
 
 def test_the_block_length_of_small_files_is_the_one_of_all(tmp_path: Path) -> None:
@@ -346,10 +354,10 @@ def test_what_is_signed_in_no_known_way_is_refused(tmp_path: Path, directory: in
     listing = kind_of("_native")(directory)
     for wrong in ((0, 1, 1, ()), (33, 1, 1, ()), (16, 2, 1, ()), (16, 1, 0, ()), (16, 1, 1, (0,) * 65)):
         with pytest.raises(ValueError, match="cannot be made so"):
-            listing.read_ahead(0, directory, *LIMITS[:3], wrong)
+            listing.read_ahead(0, directory, *LIMITS[:3], (1, *wrong))
     with pytest.raises(ValueError, match="too long"):
-        listing.read_ahead(0, directory, *LIMITS[:3], (16, 1, 1, (0, 1 << 31)))
-    for odd in (None, [16, 1, 1, ()], (16, 1, 1, [])):
+        listing.read_ahead(0, directory, *LIMITS[:3], (1, 16, 1, 1, (0, 1 << 31)))
+    for odd in (None, [1, 16, 1, 1, ()], (1, 16, 1, 1, [])):
         with pytest.raises(TypeError):
             listing.read_ahead(0, directory, *LIMITS[:3], odd)
 
@@ -366,6 +374,19 @@ def test_a_reading_that_nobody_asks_for_leaves_nothing(tmp_path: Path, directory
         del reading
     assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
     listing.keep(b"\1" * 50)
+
+
+def test_contents_outlive_what_read_them(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
+    (tmp_path / "a").write_bytes(b"content" * 1000)
+    reading = kind(directory).read_ahead(0, directory, *LIMITS)
+    if kind is kind_of("_native"):
+        with pytest.raises(BufferError, match="being read"):
+            memoryview(reading)  # type: ignore[arg-type]
+    content = reading.files()[0][9]
+    del reading
+    gc.collect()
+    assert bytes(content) == b"content" * 1000
+    assert content.readonly or kind is not kind_of("_native")
 
 
 def test_no_more_is_read_than_is_allowed(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
@@ -404,7 +425,7 @@ def test_what_needs_a_closer_look_is_left_out(
     if moment == "after":
         ODD[what](tmp_path / "odd")
 
-    names = [listing.name(number) for number, _, _, _ in listing.read_ahead(0, directory, *LIMITS).files()]
+    names = [file[1] for file in listing.read_ahead(0, directory, *LIMITS).files()]
 
     assert names == [b"a", b"y"]
 
@@ -416,7 +437,7 @@ def test_a_file_with_a_flag_is_left_out(
     (tmp_path / "b").write_bytes(b"content")
     assert os.system(f"chattr +d {tmp_path / 'a'}") == 0
     files = kind(directory).read_ahead(0, directory, *LIMITS).files()
-    assert [number for number, _, _, _ in files] == [1]
+    assert [file[0] for file in files] == [1]
 
 
 def test_what_went_or_grew_since_it_was_listed_is_left_out(
@@ -429,7 +450,7 @@ def test_what_went_or_grew_since_it_was_listed_is_left_out(
     (tmp_path / "a").unlink()
     (tmp_path / "b").write_bytes(b"CONTENT")
     (tmp_path / "c").write_bytes(b"new content")
-    assert [content for _, _, content, _ in listing.read_ahead(0, directory, *LIMITS).files()] == [b"CONTENT"]
+    assert [bytes(file[9]) for file in listing.read_ahead(0, directory, *LIMITS).files()] == [b"CONTENT"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_out(
@@ -450,4 +471,4 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(
     monkeypatch.setattr(os, "read", hooked)
     files = kind_of("_listing_twin")(directory).read_ahead(0, directory, *LIMITS).files()
     monkeypatch.undo()
-    assert [number for number, _, _, _ in files] == [1]
+    assert [file[0] for file in files] == [1]

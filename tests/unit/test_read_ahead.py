@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING, is_signed
 from incremental_backups_tools.delta import choose_block_len, signature
-from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadAhead
+from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadAhead, ReadFile, ReadFiles
 from incremental_backups_tools.tree.walk import MAX_OPEN_DIRS, Found, Walk
 
 
@@ -40,6 +41,18 @@ def make_tree(root: Path) -> None:
         (deep / "y").write_bytes(b"content" * number)
 
 
+def names_of(root: Path) -> Generator[tuple[Found, ReadFile | None, int], None, None]:
+    """Each name, with the file that it is where that was read, and since when."""
+    for item in ReadAhead(walk_over(root), SMALL_FILE_SIGNING):
+        if isinstance(item, ReadFiles):
+            for file in item.files:
+                found = item.found(file)
+                assert found.rel_path == item.prefix + file.name
+                yield found, file, item.begin_ns
+        else:
+            yield item, None, 0
+
+
 def test_all_names_come_in_order_and_can_still_be_looked_at(
     tmp_path: Path, no_open_descriptors: None
 ) -> None:
@@ -48,18 +61,17 @@ def test_all_names_come_in_order_and_can_still_be_looked_at(
 
     paths = []
     read_paths = set()
-    for found, read in ReadAhead(walk_over(tmp_path), SMALL_FILE_SIGNING):
+    for found, read, _ in names_of(tmp_path):
         paths.append(found.rel_path)
         assert_can_be_looked_at(found)
         if read is not None:
             read_paths.add(found.rel_path)
             assert read.content == (tmp_path / os.fsdecode(found.rel_path)).read_bytes()
-            assert read.stat.st_ino == found.stat.st_ino
+            assert read.inode == found.stat.st_ino
             assert (read.signature is not None) == is_signed(len(read.content))
             if read.signature is not None:
-                assert read.signature == signature(
-                    read.content, block_len=choose_block_len(len(read.content))
-                )
+                block_len = choose_block_len(len(read.content))
+                assert read.signature == signature(bytes(read.content), block_len=block_len)
 
     assert paths == expected
     small = {
@@ -83,7 +95,7 @@ def assert_can_be_looked_at(found: Found) -> None:
 def test_whoever_stops_early_leaves_nothing_open(tmp_path: Path, no_open_descriptors: None) -> None:
     make_tree(tmp_path)
     for count in (0, 1, 100, 400):
-        names = iter(ReadAhead(walk_over(tmp_path), SMALL_FILE_SIGNING))
+        names = names_of(tmp_path)
         for _ in range(count):
             next(names)
         names.close()
@@ -93,19 +105,33 @@ def test_few_descriptors_are_enough(tmp_path: Path) -> None:
     make_tree(tmp_path)
     most = 0
     before = len(os.listdir("/proc/self/fd"))
-    for _ in ReadAhead(walk_over(tmp_path), SMALL_FILE_SIGNING):
+    for _ in names_of(tmp_path):
         most = max(most, len(os.listdir("/proc/self/fd")) - before)
     assert most < 200
+
+
+def test_many_names_that_are_not_read_keep_their_directory_open(tmp_path: Path) -> None:
+    """One reading passes all of them at once, far more than are kept waiting."""
+    for directory in "abc":
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "m").write_bytes(b"read")
+        for number in range(500):
+            (tmp_path / directory / f"{number:03}").symlink_to("m")
+    names = []
+    for found, _, _ in names_of(tmp_path):
+        assert_can_be_looked_at(found)
+        names.append(found.rel_path)
+    assert names == [found.rel_path for found in walk_over(tmp_path)]
 
 
 def test_a_change_after_it_was_read_is_no_part_of_it_and_begins_later(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"before")
-    names = iter(ReadAhead(walk_over(tmp_path), SMALL_FILE_SIGNING))
+    names = names_of(tmp_path)
     next(names)
-    _, first = next(names)
+    _, first, _ = next(names)
     (tmp_path / "b").write_bytes(b"after!")
-    _, second = next(names)
+    _, second, begin_ns = next(names)
     assert first is not None and second is not None
     assert second.content == b"before"
-    assert second.begin_ns < (tmp_path / "b").stat().st_ctime_ns
+    assert begin_ns < (tmp_path / "b").stat().st_ctime_ns

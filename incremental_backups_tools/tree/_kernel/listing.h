@@ -47,8 +47,8 @@ typedef struct {
     size_t number; /* in the listing */
     struct stat info; /* of the opened file */
     char *content; /* info.st_size bytes */
-    uint8_t *sums; /* sums_len bytes: the records of its signature; NULL where it gets none */
-    size_t sums_len;
+    uint8_t *signature; /* signature_len bytes; NULL where it gets none */
+    size_t signature_len;
 } ibt_read_file;
 
 typedef struct {
@@ -61,13 +61,14 @@ enum { IBT_SIZE_CLASSES = 64 };
 typedef struct {
     ibt_hash_blocks_function *hash_blocks;
     ibt_format format; /* but for its block_len */
+    uint32_t magic;    /* that signatures begin with */
     uint32_t block_lens[IBT_SIZE_CLASSES]; /* by the bits of the file's size; 0 is no signature */
 } ibt_signing;
 
 typedef struct {
     size_t end; /* the number after the last name to look at */
     size_t files; /* most that will be read */
-    size_t room; /* most bytes that they and their sums take */
+    size_t room; /* most bytes that they and their signatures take */
 } ibt_reading_plan;
 
 /* What one call of ibt_read_range from *first* on is to read: up to the next directory, and no more plain files than
@@ -75,7 +76,7 @@ typedef struct {
 ibt_reading_plan ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits,
                                   const ibt_signing *signing);
 
-/* Read and sign the files from number *first* up to *end* into *files*, their contents and sums into *room*, both as
+/* Read and sign the files from number *first* up to *end* into *files*, their contents and signatures into *room*, both as
  * large as the plan says. What is anything but a plain small file at rest is left out, for somebody who looks at it
  * closely: it is not there, no regular file, long, linked, sparse, has another length than it was listed with, has
  * extended attributes or flags that are kept, cannot be read, or changed meanwhile. Returns how many were read. */

@@ -11,6 +11,7 @@
 enum {
     STAT_BLOCK_LEN = 512,
     GRAIN = 4096, /* no shorter file is stored as one with holes */
+    SIGNATURE_HEADER_LEN = 12,
 };
 
 static int
@@ -92,23 +93,44 @@ read_named(int dir_fd, const ibt_name *name, ibt_read_file *file)
     return is_read;
 }
 
-/* The length of the blocks that a file of *len* bytes is signed by, 0 where it is not, and of their sums. */
+/* The length of the blocks that a file of *len* bytes is signed by, 0 where it is not, and of its signature. */
 static size_t
-block_len_of(const ibt_signing *signing, size_t len, size_t *sums_len)
+block_len_of(const ibt_signing *signing, size_t len, size_t *signature_len)
 {
     size_t bits = 0;
     while (len >> bits)
         bits++;
     size_t block_len = bits < IBT_SIZE_CLASSES ? signing->block_lens[bits] : 0;
-    *sums_len = block_len ? (len + block_len - 1) / block_len * (IBT_WEAK_LEN + signing->format.strong_len) : 0;
+    size_t record_len = IBT_WEAK_LEN + signing->format.strong_len;
+    *signature_len = block_len ? SIGNATURE_HEADER_LEN + (len + block_len - 1) / block_len * record_len : 0;
     return block_len;
+}
+
+static uint8_t *
+put_big_endian(uint8_t *out, uint32_t number)
+{
+    for (int shift = 24; shift >= 0; shift -= 8)
+        *out++ = (uint8_t)(number >> shift);
+    return out;
+}
+
+/* The signature of *len* bytes of content, as librsync writes it, to *out*. */
+static void
+sign(const ibt_signing *signing, size_t block_len, const char *content, size_t len, uint8_t *out)
+{
+    ibt_format format = signing->format;
+    format.block_len = (uint32_t)block_len;
+    out = put_big_endian(out, signing->magic);
+    out = put_big_endian(out, format.block_len);
+    out = put_big_endian(out, format.strong_len);
+    signing->hash_blocks(&format, (const uint8_t *)content, len, out);
 }
 
 ibt_reading_plan
 ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits, const ibt_signing *signing)
 {
     ibt_reading_plan plan = {first, 0, 0};
-    size_t total = 0, sums_len;
+    size_t total = 0, signature_len;
     for (; plan.end < listing->count && plan.files < limits->max_files && total < limits->max_total; plan.end++) {
         const struct stat *info = &listing->names[plan.end].info;
         if (S_ISDIR(info->st_mode))
@@ -116,8 +138,8 @@ ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits
         if (is_plain(info, limits->max_len)) {
             plan.files++;
             total += (size_t)info->st_size;
-            block_len_of(signing, (size_t)info->st_size, &sums_len);
-            plan.room += (size_t)info->st_size + sums_len;
+            block_len_of(signing, (size_t)info->st_size, &signature_len);
+            plan.room += (size_t)info->st_size + signature_len;
         }
     }
     return plan;
@@ -135,12 +157,11 @@ ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd,
         if (!is_plain(&name->info, max_len) || !read_named(dir_fd, name, file))
             continue;
         size_t len = (size_t)file->info.st_size;
-        ibt_format format = signing->format;
-        format.block_len = (uint32_t)block_len_of(signing, len, &file->sums_len);
-        file->sums = format.block_len ? (uint8_t *)room + len : NULL;
-        if (format.block_len)
-            signing->hash_blocks(&format, (const uint8_t *)file->content, len, file->sums);
-        room += len + file->sums_len;
+        size_t block_len = block_len_of(signing, len, &file->signature_len);
+        file->signature = block_len ? (uint8_t *)room + len : NULL;
+        if (block_len)
+            sign(signing, block_len, file->content, len, file->signature);
+        room += len + file->signature_len;
         file->number = i;
         count++;
     }

@@ -19,7 +19,7 @@ typedef struct {
     ibt_signing signing;
     ibt_read_file *files; /* all this memory is the caller's: a thread that allocated would get an arena */
     char *room;
-    size_t count;
+    size_t room_len, count;
 } reading_object;
 
 static void *
@@ -71,13 +71,14 @@ reading_dealloc(reading_object *self)
 static int
 parse_signing(ibt_signing *result, PyObject *signing)
 {
+    unsigned int magic;
     int strong_len, weak, strong;
     PyObject *block_lens;
     if (!PyTuple_Check(signing)) {
         PyErr_SetString(PyExc_TypeError, "how to sign is a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(signing, "iiiO!", &strong_len, &weak, &strong, &PyTuple_Type, &block_lens))
+    if (!PyArg_ParseTuple(signing, "IiiiO!", &magic, &strong_len, &weak, &strong, &PyTuple_Type, &block_lens))
         return -1;
     Py_ssize_t classes = PyTuple_GET_SIZE(block_lens);
     if (strong_len < 1 || strong_len > IBT_STRONG_MAX || (weak != IBT_RABINKARP && weak != IBT_ROLLSUM) ||
@@ -85,6 +86,7 @@ parse_signing(ibt_signing *result, PyObject *signing)
         PyErr_SetString(PyExc_ValueError, "signatures cannot be made so");
         return -1;
     }
+    result->magic = magic;
     result->format = (ibt_format){.weak = weak, .strong = strong, .strong_len = (uint32_t)strong_len};
     for (Py_ssize_t bits = 0; bits < classes; bits++) {
         unsigned long len = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(block_lens, bits));
@@ -135,6 +137,7 @@ ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_r
         return (PyObject *)self;
     self->files = calloc(plan.files + 1, sizeof *self->files); /* one to try in */
     self->room = malloc(plan.room + 1);
+    self->room_len = plan.room;
     if (!self->files || !self->room) {
         PyErr_NoMemory();
         goto failed;
@@ -158,29 +161,55 @@ failed:
     return NULL;
 }
 
-static PyObject *
-file_tuple(reading_object *self, const ibt_read_file *file)
+static long long
+nanoseconds(struct timespec time)
 {
-    PyObject *info = ibt_make_stat_result(self->listing->stat_result, &file->info);
-    if (!info)
+    return (long long)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static PyObject *
+file_tuple(reading_object *self, const ibt_read_file *file, PyObject *room)
+{
+    const ibt_name *name = &self->listing->listing.names[file->number];
+    const struct stat *info = &file->info;
+    Py_ssize_t start = file->content - self->room;
+    PyObject *content = PySequence_GetSlice(room, start, start + (Py_ssize_t)info->st_size);
+    if (!content)
         return NULL;
-    return Py_BuildValue("nNy#y#", (Py_ssize_t)file->number, info, file->content, (Py_ssize_t)file->info.st_size,
-                         (const char *)file->sums, (Py_ssize_t)file->sums_len);
+    return Py_BuildValue("ny#iLLLLKKNy#", (Py_ssize_t)file->number, name->name, (Py_ssize_t)name->name_len,
+                         (int)(info->st_mode & 07777), (long long)info->st_uid, (long long)info->st_gid,
+                         nanoseconds(info->st_mtim), nanoseconds(info->st_ctim), (unsigned long long)info->st_ino,
+                         (unsigned long long)info->st_dev, content, (const char *)file->signature,
+                         (Py_ssize_t)file->signature_len);
 }
 
 static PyObject *
 reading_files(reading_object *self, PyObject *Py_UNUSED(ignored))
 {
     wait_for_thread(self);
-    PyObject *result = PyList_New((Py_ssize_t)self->count);
+    PyObject *room = PyMemoryView_FromObject((PyObject *)self);
+    PyObject *result = room ? PyList_New((Py_ssize_t)self->count) : NULL;
     for (size_t i = 0; result && i < self->count; i++) {
-        PyObject *file = file_tuple(self, &self->files[i]);
+        PyObject *file = file_tuple(self, &self->files[i], room);
         if (file)
             PyList_SET_ITEM(result, (Py_ssize_t)i, file);
         else
             Py_CLEAR(result);
     }
+    Py_XDECREF(room);
     return result;
+}
+
+/* Contents are views of the memory that they were read into. */
+static int
+reading_buffer(reading_object *self, Py_buffer *view, int flags)
+{
+    if (self->is_running) {
+        PyErr_SetString(PyExc_BufferError, "files are being read");
+        view->obj = NULL;
+        return -1;
+    }
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->room, self->room ? (Py_ssize_t)self->room_len : 0, 1, flags);
 }
 
 static PyObject *
@@ -202,6 +231,7 @@ static PyGetSetDef reading_members[] = {
 static PyType_Slot reading_slots[] = {
     {Py_tp_dealloc, reading_dealloc},
     {Py_tp_methods, reading_methods},
+    {Py_bf_getbuffer, reading_buffer},
     {Py_tp_getset, reading_members},
     {0, NULL},
 };
