@@ -98,7 +98,13 @@ Exit status:
 """
 
 
-@click.group(cls=LazyGroup, commands_table=_COMMANDS, epilog=_EPILOG, subcommand_metavar="COMMAND [ARGS]...")
+@click.group(
+    cls=LazyGroup,
+    commands_table=_COMMANDS,
+    epilog=_EPILOG,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name=_PROGRAM, message="%(prog)s %(version)s")
 @common_options
 def _ibt() -> None:

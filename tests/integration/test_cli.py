@@ -381,6 +381,7 @@ def test_help_lists_every_command_and_needs_no_library() -> None:
     for name in [*names, "signature", "delta", "patch", "compose"]:
         assert f"\n  {name} " in shown
         assert "Common options:" in run_ibt(name, "--help").stdout
+        assert run_ibt(name, "-h").stdout == run_ibt(name, "--help").stdout
 
 
 def test_single_files_go_through_signature_delta_and_patch(tree: Path, tmp_path: Path) -> None:
