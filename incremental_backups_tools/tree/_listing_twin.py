@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from incremental_backups_tools.delta.small_files import SmallFileSigning
     from incremental_backups_tools.tree.listing import FileFields
+    from incremental_backups_tools.tree.listing import Reader as ReaderProtocol
 
 _TYPES: Final = {
     stat.S_IFREG: "file",
@@ -36,8 +37,18 @@ _NO_XATTRS: Final = frozenset({errno.ENOTSUP, errno.ENODATA, errno.EPERM, errno.
 _NO_FLAGS: Final = _NO_XATTRS - {errno.ENODATA} | {errno.ENOTTY, errno.EINVAL}
 
 
+class Reader:
+    """Reads files; the twin does so when it is asked."""
+
+    def __init__(self, signing: SmallFileSigning, /) -> None:
+        self.signing = signing
+
+    def close(self) -> None:
+        pass
+
+
 class Reading:
-    """What was read; the twin does so at once."""
+    """What was read."""
 
     def __init__(self, first: int) -> None:
         self.end = first
@@ -115,9 +126,11 @@ class Listing:
         max_files: int,
         max_len: int,
         max_total: int,
-        signing: SmallFileSigning,
+        reader: ReaderProtocol,
         /,
     ) -> Reading:
+        if not isinstance(reader, Reader):
+            raise TypeError("files are read by a Reader")
         if first < 0 or max_files < 1 or max_len < 0 or max_total < 0:
             raise ValueError("a number is out of range")
         read = Reading(first)
@@ -129,7 +142,7 @@ class Listing:
                 planned += 1
                 total += info.st_size
                 if (file := _read_plain(dir_fd, name, info.st_size)) is not None:
-                    read.add(name, *file, signing.signature(file[1]))
+                    read.add(name, *file, reader.signing.signature(file[1]))
             read.end += 1
         return read
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from incremental_backups_tools.tree import _listing_twin
@@ -37,6 +38,13 @@ class ReadLimits(NamedTuple):
     max_files: int
     max_len: int
     max_total: int
+
+
+class Reader(Protocol):
+    """Reads and signs files, one reading after the other, in a thread of its own where there is C."""
+
+    def close(self) -> None:
+        """End the thread, once it has read what it was given. What is begun afterwards is read at once."""
 
 
 class Reading(Protocol):
@@ -104,7 +112,7 @@ class Listing(Protocol):
         max_files: int,
         max_len: int,
         max_total: int,
-        signing: SmallFileSigning,
+        reader: Reader,
         /,
     ) -> Reading:
         """Begin to read and sign plain small files from number *first* on, up to the next directory.
@@ -112,6 +120,7 @@ class Listing(Protocol):
         Args:
             dir_fd: the directory, open as long as this call takes.
             max_files, max_len, max_total: as :class:`ReadLimits`.
+            reader: who does it, of :func:`make_reader`.
 
         Raises:
             OSError: there is no descriptor for it.
@@ -122,12 +131,11 @@ class Listing(Protocol):
 
 
 @cache
-def _find_native() -> type[Listing] | None:
+def _find_native() -> ModuleType | None:
     try:
-        module = importlib.import_module("incremental_backups_tools.tree._native")
+        return importlib.import_module("incremental_backups_tools.tree._native")
     except ModuleNotFoundError:
         return None
-    return cast("type[Listing]", module.Listing)
 
 
 def list_directory(fd: int) -> Listing:
@@ -136,5 +144,11 @@ def list_directory(fd: int) -> Listing:
     Raises:
         OSError: they cannot be read.
     """
-    make = cast("type[_listing_twin.Listing]", _find_native() or _listing_twin.Listing)
+    make = cast("type[_listing_twin.Listing]", (_find_native() or _listing_twin).Listing)
     return make(fd)
+
+
+def make_reader(signing: SmallFileSigning) -> Reader:
+    """Reads for what :func:`list_directory` gave, and signs so. To be closed."""
+    make = cast("type[_listing_twin.Reader]", (_find_native() or _listing_twin).Reader)
+    return make(signing)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from incremental_backups_tools.delta.small_files import SmallFileSigning
-from incremental_backups_tools.tree.listing import ReadLimits
+from incremental_backups_tools.tree.listing import Reader, ReadLimits, make_reader
 from incremental_backups_tools.tree.walk import AnyWalk, Found, Run
 
 # The longest file that is read ahead.
@@ -83,10 +84,10 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[Found | ReadFiles]:
         """Files that were read together, and each other name, which needs a closer look."""
-        with self._walk.keep_open(_AHEAD_NAMES):
+        with self._walk.keep_open(_AHEAD_NAMES), closing(make_reader(self._signing)) as reader:
             waiting: deque[Found | Run] = deque()
             names = readings = 0
-            for item in self._items():
+            for item in self._items(reader):
                 waiting.append(item)
                 if isinstance(item, Run):
                     names, readings = names + item.count, readings + 1
@@ -106,10 +107,10 @@ class ReadAhead:
                 else:
                     yield item
 
-    def _items(self) -> Iterator[Found | Run]:
+    def _items(self, reader: Reader) -> Iterator[Found | Run]:
         names = iter(self._walk)
         while True:
-            item = self._walk.read_run(_LIMITS, self._signing) or next(names, None)
+            item = self._walk.read_run(_LIMITS, reader) or next(names, None)
             if item is None:
                 return
             yield item

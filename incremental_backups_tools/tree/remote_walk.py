@@ -14,12 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.repository.source_files import DIRECTORY, FILE, SourceFiles, SourceName
 from incremental_backups_tools.tree.entry import ROOT
 from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
-from incremental_backups_tools.tree.listing import ReadLimits
+from incremental_backups_tools.tree.listing import Reader, ReadLimits
 from incremental_backups_tools.tree.walk import MAX_SMALL_FILE_LEN, Found, Passed, ProblemHandler, Run
 
 _FILE_MODE: Final = stat.S_IFREG | 0o644
@@ -101,7 +100,7 @@ class RemoteWalk:
         """Nothing is open."""
         return nullcontext()
 
-    def read_run(self, limits: ReadLimits, signing: SmallFileSigning) -> Run | None:
+    def read_run(self, limits: ReadLimits, reader: Reader) -> Run | None:
         """None: each file is a download of its own."""
         return None
 

@@ -19,15 +19,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import ROOT, printable
 from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
-from incremental_backups_tools.tree.listing import Listing, Reading, ReadLimits, list_directory
-
-if TYPE_CHECKING:
-    from incremental_backups_tools.delta.small_files import SmallFileSigning
+from incremental_backups_tools.tree.listing import Listing, Reader, Reading, ReadLimits, list_directory
 
 MAX_SMALL_FILE_LEN: Final = 1 << 20  # a .gitignore or .exclude longer than this is not one
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -155,7 +152,7 @@ class AnyWalk(Protocol):
     def keep_open(self, names: int) -> AbstractContextManager[None]:
         """As :meth:`Walk.keep_open`."""
 
-    def read_run(self, limits: ReadLimits, signing: SmallFileSigning) -> Run | None:
+    def read_run(self, limits: ReadLimits, reader: Reader) -> Run | None:
         """As :meth:`Walk.read_run`."""
 
 
@@ -280,7 +277,7 @@ class Walk:
         first, level.next = level.next, level.next + found[0]
         return Passed(*found, level.listing, first, level.prefix)
 
-    def read_run(self, limits: ReadLimits, signing: SmallFileSigning) -> Run | None:
+    def read_run(self, limits: ReadLimits, reader: Reader) -> Run | None:
         """Begin to read the names that come next, and go on behind them; None where the next one is a directory.
 
         To be called while the walk waits for its iterator to be asked for more. Also None where nothing can be
@@ -294,7 +291,7 @@ class Walk:
         first = level.next
         begin_ns = time.time_ns()
         try:
-            reading = level.listing.read_ahead(first, level.fd, *limits, signing)
+            reading = level.listing.read_ahead(first, level.fd, *limits, reader)
         except OSError:
             return None
         level.next = reading.end

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -19,19 +20,27 @@ from support.trees import NASTY_NAMES
 from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING, is_signed
 from incremental_backups_tools.delta import choose_block_len, signature
 from incremental_backups_tools.tree.entry import Entry, encode_line, line_of_entry
-from incremental_backups_tools.tree.listing import Listing
+from incremental_backups_tools.tree.listing import Listing, Reader, Reading, ReadLimits
 from incremental_backups_tools.tree.metadata import capture
 from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadFile
 from incremental_backups_tools.tree.walk import Found
 
 MODULES = ["_native", "_listing_twin"]
 PREFIX = b"some/d\xc3\xadr/"
-# Files, bytes of one, bytes after which no other is begun; how they are signed.
-LIMITS = (64, 1 << 16, 1 << 20, SMALL_FILE_SIGNING)
+LIMITS = ReadLimits(max_files=64, max_len=1 << 16, max_total=1 << 20)
 
 
 def kind_of(name: str) -> type[Listing]:
     return importlib.import_module(f"incremental_backups_tools.tree.{name}").Listing
+
+
+def reader_for(listing: Listing) -> Reader:
+    return importlib.import_module(type(listing).__module__).Reader(SMALL_FILE_SIGNING)
+
+
+def read_ahead(listing: Listing, first: int, directory: int, limits: ReadLimits = LIMITS) -> Reading:
+    with closing(reader_for(listing)) as reader:
+        return listing.read_ahead(first, directory, *limits, reader)
 
 
 @pytest.fixture(params=MODULES)
@@ -104,7 +113,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, directory: int, kind: 
             listing.compare(*arguments)
     for numbers in ((-1, directory, 1, 1, 1), (0, directory, 0, 1, 1), (0, directory, 1, -1, 1)):
         with pytest.raises(ValueError, match="out of range"):
-            listing.read_ahead(*numbers, SMALL_FILE_SIGNING)
+            listing.read_ahead(*numbers, reader_for(listing))
     with pytest.raises(ValueError, match="for each name"):
         listing.keep(b"\1\1")
 
@@ -306,7 +315,7 @@ def test_small_files_are_read_up_to_the_next_directory(
     (tmp_path / "e").write_bytes(b"behind it")
     listing = kind(directory)
 
-    reading = listing.read_ahead(0, directory, *LIMITS)
+    reading = read_ahead(listing, 0, directory)
     files = reading.files()
 
     assert reading.end == 3
@@ -318,9 +327,9 @@ def test_small_files_are_read_up_to_the_next_directory(
         assert (file.mode, file.uid, file.gid) == (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
         assert (file.mtime_ns, file.ctime_ns) == (info.st_mtime_ns, info.st_ctime_ns)
         assert (file.inode, file.dev) == (info.st_ino, info.st_dev)
-    assert [file[0] for file in listing.read_ahead(4, directory, *LIMITS).files()] == [4]
+    assert [file[0] for file in read_ahead(listing, 4, directory).files()] == [4]
     for first in (3, 5):
-        reading = listing.read_ahead(first, directory, *LIMITS)
+        reading = read_ahead(listing, first, directory)
         assert (reading.end, reading.files()) == (first, [])
 
 
@@ -333,7 +342,7 @@ def test_files_are_signed_as_they_are_by_themselves(
     for number, size in enumerate(sizes):
         (tmp_path / f"{number:02}").write_bytes(os.urandom(size))
 
-    files = kind(directory).read_ahead(0, directory, *LIMITS).files()
+    files = read_ahead(kind(directory), 0, directory).files()
 
     read = [ReadFile._make(fields) for fields in files]
     assert [len(file.content) for file in read] == [size for size in sizes if size <= LIMITS[1]]
@@ -350,16 +359,52 @@ def test_the_block_length_of_small_files_is_the_one_of_all(tmp_path: Path) -> No
         assert SMALL_FILE_SIGNING.block_lens[size.bit_length()] == chosen
 
 
-def test_what_is_signed_in_no_known_way_is_refused(tmp_path: Path, directory: int) -> None:
-    listing = kind_of("_native")(directory)
+def test_what_is_signed_in_no_known_way_is_refused() -> None:
+    reader = importlib.import_module("incremental_backups_tools.tree._native").Reader
     for wrong in ((0, 1, 1, ()), (33, 1, 1, ()), (16, 2, 1, ()), (16, 1, 0, ()), (16, 1, 1, (0,) * 65)):
         with pytest.raises(ValueError, match="cannot be made so"):
-            listing.read_ahead(0, directory, *LIMITS[:3], (1, *wrong))
+            reader((1, *wrong))
     with pytest.raises(ValueError, match="too long"):
-        listing.read_ahead(0, directory, *LIMITS[:3], (1, 16, 1, 1, (0, 1 << 31)))
+        reader((1, 16, 1, 1, (0, 1 << 31)))
     for odd in (None, [1, 16, 1, 1, ()], (1, 16, 1, 1, [])):
         with pytest.raises(TypeError):
-            listing.read_ahead(0, directory, *LIMITS[:3], odd)
+            reader(odd)
+    with pytest.raises(TypeError):
+        reader()
+
+
+def test_only_a_reader_reads(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with pytest.raises(TypeError, match="by a Reader"):
+        kind(directory).read_ahead(0, directory, *LIMITS, SMALL_FILE_SIGNING)  # type: ignore[arg-type]
+
+
+def test_a_reader_that_is_closed_reads_at_once(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    listing = kind(directory)
+    reader = reader_for(listing)
+    for _ in range(2):
+        reader.close()
+        before = len(os.listdir("/proc/self/task"))
+        reading = listing.read_ahead(0, directory, *LIMITS, reader)
+        assert len(os.listdir("/proc/self/task")) == before
+        assert [bytes(file[9]) for file in reading.files()] == [b"content"]
+
+
+def test_many_readings_wait_for_one_thread(tmp_path: Path, directory: int) -> None:
+    for number in range(64):
+        (tmp_path / f"{number:02}").write_bytes(os.urandom(1 << 14))
+    listing = kind_of("_native")(directory)
+    before = len(os.listdir("/proc/self/task"))
+    with closing(reader_for(listing)) as reader:
+        readings = [listing.read_ahead(number, directory, *LIMITS, reader) for number in range(64)]
+        assert len(os.listdir("/proc/self/task")) == before + 1
+        # In any order, and not all of them.
+        for number in (63, 0, 40):
+            assert [file[0] for file in readings[number].files()] == list(range(number, 64))
+            readings[number] = None
+    assert [file[0] for file in readings[1].files()] == list(range(1, 64))
+    assert len(os.listdir("/proc/self/task")) == before
 
 
 def test_a_reading_that_nobody_asks_for_leaves_nothing(tmp_path: Path, directory: int) -> None:
@@ -368,22 +413,27 @@ def test_a_reading_that_nobody_asks_for_leaves_nothing(tmp_path: Path, directory
     listing = kind_of("_native")(directory)
     before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     for _ in range(20):
-        reading = listing.read_ahead(0, directory, *LIMITS)
+        reader = reader_for(listing)
+        reading = listing.read_ahead(0, directory, *LIMITS, reader)
         with pytest.raises(ValueError, match="being read"):
             listing.keep(b"\1" * 50)
         del reading
+        del reader
     assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
     listing.keep(b"\1" * 50)
 
 
 def test_contents_outlive_what_read_them(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
     (tmp_path / "a").write_bytes(b"content" * 1000)
-    reading = kind(directory).read_ahead(0, directory, *LIMITS)
+    listing = kind(directory)
+    reader = reader_for(listing)
+    reading = listing.read_ahead(0, directory, *LIMITS, reader)
     if kind is kind_of("_native"):
         with pytest.raises(BufferError, match="being read"):
             memoryview(reading)  # type: ignore[arg-type]
     content = reading.files()[0][9]
-    del reading
+    reader.close()
+    del reading, reader, listing
     gc.collect()
     assert bytes(content) == b"content" * 1000
     assert content.readonly or kind is not kind_of("_native")
@@ -395,7 +445,7 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path, directory: int, kind: t
     listing = kind(directory)
 
     for limits, count in (((2, 100, 1000), 2), ((64, 100, 101), 2), ((64, 99, 1000), 0)):
-        assert len(listing.read_ahead(0, directory, *limits, SMALL_FILE_SIGNING).files()) == count
+        assert len(read_ahead(listing, 0, directory, ReadLimits(*limits)).files()) == count
 
 
 def make_sparse(path: Path) -> None:
@@ -425,7 +475,7 @@ def test_what_needs_a_closer_look_is_left_out(
     if moment == "after":
         ODD[what](tmp_path / "odd")
 
-    names = [file[1] for file in listing.read_ahead(0, directory, *LIMITS).files()]
+    names = [file[1] for file in read_ahead(listing, 0, directory).files()]
 
     assert names == [b"a", b"y"]
 
@@ -436,7 +486,7 @@ def test_a_file_with_a_flag_is_left_out(
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").write_bytes(b"content")
     assert os.system(f"chattr +d {tmp_path / 'a'}") == 0
-    files = kind(directory).read_ahead(0, directory, *LIMITS).files()
+    files = read_ahead(kind(directory), 0, directory).files()
     assert [file[0] for file in files] == [1]
 
 
@@ -450,7 +500,7 @@ def test_what_went_or_grew_since_it_was_listed_is_left_out(
     (tmp_path / "a").unlink()
     (tmp_path / "b").write_bytes(b"CONTENT")
     (tmp_path / "c").write_bytes(b"new content")
-    assert [bytes(file[9]) for file in listing.read_ahead(0, directory, *LIMITS).files()] == [b"CONTENT"]
+    assert [bytes(file[9]) for file in read_ahead(listing, 0, directory).files()] == [b"CONTENT"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_out(
@@ -469,6 +519,6 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(
         return data
 
     monkeypatch.setattr(os, "read", hooked)
-    files = kind_of("_listing_twin")(directory).read_ahead(0, directory, *LIMITS).files()
+    files = read_ahead(kind_of("_listing_twin")(directory), 0, directory).files()
     monkeypatch.undo()
     assert [file[0] for file in files] == [1]

@@ -178,15 +178,15 @@ listing_read_ahead(listing_object *self, PyObject *args)
 {
     Py_ssize_t first, max_files, max_len, max_total;
     int dir_fd;
-    PyObject *signing;
-    if (!PyArg_ParseTuple(args, "ninnnO:read_ahead", &first, &dir_fd, &max_files, &max_len, &max_total, &signing))
+    PyObject *reader;
+    if (!PyArg_ParseTuple(args, "ninnnO:read_ahead", &first, &dir_fd, &max_files, &max_len, &max_total, &reader))
         return NULL;
     if (first < 0 || max_files < 1 || max_len < 0 || max_total < 0) {
         PyErr_SetString(PyExc_ValueError, "a number is out of range");
         return NULL;
     }
     const ibt_read_limits limits = {(size_t)max_files, (size_t)max_len, (size_t)max_total};
-    return ibt_start_reading(self, (size_t)first, dir_fd, &limits, signing);
+    return ibt_start_reading(self, (size_t)first, dir_fd, &limits, reader);
 }
 
 static PyMethodDef listing_methods[] = {

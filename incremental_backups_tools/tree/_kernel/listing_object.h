@@ -11,12 +11,11 @@ typedef struct {
     PyObject_HEAD
     ibt_listing listing;
     PyObject *stat_result; /* the class */
-    size_t readers; /* threads that read what it lists; it must not change meanwhile */
+    size_t readers; /* readings of what it lists; it must not change meanwhile */
 } listing_object;
 
-/* A Reading from the name *first* on, whose thread is running; NULL with an exception. *signing* is the tuple that
- * Listing.read_ahead is given. */
+/* A Reading from the name *first* on, which the thread of *reader* has begun or will; NULL with an exception. */
 PyObject *ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
-                            PyObject *signing);
+                            PyObject *reader);
 
 #endif

@@ -1,4 +1,4 @@
-/* A Reading: files of a directory that a thread of its own reads and signs, while Python does something else. */
+/* Reader and Reading: files of a directory that a thread of its own reads and signs, while Python does something else. */
 #include "listing_object.h"
 #include "parts.h"
 
@@ -9,51 +9,109 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+typedef struct reading_object reading_object;
+
 typedef struct {
     PyObject_HEAD
-    listing_object *listing;
+    ibt_signing signing;
+    pthread_mutex_t lock;      /* of all that follows, and of is_done of the readings */
+    pthread_cond_t begun, done;
+    reading_object *first, *last; /* that wait for the thread */
     pthread_t thread;
-    int is_running;
+    int has_thread, is_closed;
+} reader_object;
+
+struct reading_object {
+    PyObject_HEAD
+    reader_object *reader;
+    listing_object *listing;
+    reading_object *next;
+    int is_running; /* as Python knows it, is_done as the thread does */
+    int is_done;
     int dir_fd; /* the thread's own, which it closes */
     size_t first, end, max_len;
-    ibt_signing signing;
     ibt_read_file *files; /* all this memory is the caller's: a thread that allocated would get an arena */
     char *room;
     size_t room_len, count;
-} reading_object;
+};
+
+static void
+read_files(reading_object *self)
+{
+    self->count = ibt_read_range(&self->listing->listing, self->first, self->end, self->dir_fd, self->max_len,
+                                 &self->reader->signing, self->files, self->room);
+    close(self->dir_fd);
+}
 
 static void *
 run(void *argument)
 {
-    reading_object *self = argument;
-    self->count = ibt_read_range(&self->listing->listing, self->first, self->end, self->dir_fd, self->max_len,
-                                 &self->signing, self->files, self->room);
-    close(self->dir_fd);
+    reader_object *self = argument;
+    pthread_mutex_lock(&self->lock);
+    for (;;) {
+        while (!self->first && !self->is_closed)
+            pthread_cond_wait(&self->begun, &self->lock);
+        reading_object *reading = self->first;
+        if (!reading)
+            break;
+        self->first = reading->next;
+        pthread_mutex_unlock(&self->lock);
+        read_files(reading);
+        pthread_mutex_lock(&self->lock);
+        reading->is_done = 1; /* from here on it may be freed */
+        pthread_cond_broadcast(&self->done);
+    }
+    pthread_mutex_unlock(&self->lock);
     return NULL;
 }
 
 /* Signals are for the threads of Python, which they interrupt. */
 static int
-start_thread(reading_object *self)
+start_thread(reader_object *self)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
     int error = pthread_create(&self->thread, NULL, run, self);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    self->has_thread = error == 0;
     return error;
 }
 
-static void
-wait_for_thread(reading_object *self)
+/* Have the thread read: 0; or an error where there is none and can be none. */
+static int
+begin(reading_object *reading)
 {
-    if (!self->is_running)
+    reader_object *self = reading->reader;
+    if (self->is_closed || (!self->has_thread && start_thread(self) != 0))
+        return -1;
+    reading->is_running = 1;
+    reading->listing->readers++;
+    pthread_mutex_lock(&self->lock);
+    if (self->first)
+        self->last->next = reading;
+    else
+        self->first = reading;
+    self->last = reading;
+    pthread_cond_signal(&self->begun);
+    pthread_mutex_unlock(&self->lock);
+    return 0;
+}
+
+static void
+wait_for_thread(reading_object *reading)
+{
+    if (!reading->is_running)
         return;
+    reader_object *self = reading->reader;
     Py_BEGIN_ALLOW_THREADS
-    pthread_join(self->thread, NULL);
+    pthread_mutex_lock(&self->lock);
+    while (!reading->is_done)
+        pthread_cond_wait(&self->done, &self->lock);
+    pthread_mutex_unlock(&self->lock);
     Py_END_ALLOW_THREADS
-    self->is_running = 0;
-    self->listing->readers--;
+    reading->is_running = 0;
+    reading->listing->readers--;
 }
 
 static void
@@ -64,6 +122,7 @@ reading_dealloc(reading_object *self)
     free(self->files);
     free(self->room);
     Py_XDECREF(self->listing);
+    Py_XDECREF(self->reader);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -112,27 +171,97 @@ signing_functions_of(PyObject *module)
     return functions;
 }
 
-PyObject *
-ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
-                  PyObject *signing)
+static PyObject *
+reader_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *module = PyType_GetModule(Py_TYPE(listing));
-    const ibt_signing_functions *functions = module ? signing_functions_of(module) : NULL;
-    PyObject *type = functions ? PyObject_GetAttrString(module, "Reading") : NULL;
-    if (!type)
+    PyObject *signing;
+    if (keywords && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Reader takes no keywords");
         return NULL;
-    reading_object *self = (reading_object *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
-    Py_DECREF(type);
+    }
+    if (!PyArg_ParseTuple(args, "O:Reader", &signing))
+        return NULL;
+    PyObject *module = PyType_GetModule(type);
+    const ibt_signing_functions *functions = module ? signing_functions_of(module) : NULL;
+    reader_object *self = functions ? (reader_object *)type->tp_alloc(type, 0) : NULL;
     if (!self)
         return NULL;
-    if (parse_signing(&self->signing, signing) != 0)
-        goto failed;
-    self->listing = (listing_object *)Py_NewRef((PyObject *)listing);
+    pthread_mutex_init(&self->lock, NULL); /* neither fails on Linux */
+    pthread_cond_init(&self->begun, NULL);
+    pthread_cond_init(&self->done, NULL);
     self->signing.hash_blocks = functions->hash_blocks;
+    if (parse_signing(&self->signing, signing) != 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+/* End the thread, once it has read what it was given. */
+static PyObject *
+reader_close(reader_object *self, PyObject *Py_UNUSED(ignored))
+{
+    pthread_mutex_lock(&self->lock);
+    self->is_closed = 1;
+    pthread_cond_signal(&self->begun);
+    pthread_mutex_unlock(&self->lock);
+    if (self->has_thread) {
+        self->has_thread = 0;
+        Py_BEGIN_ALLOW_THREADS
+        pthread_join(self->thread, NULL);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+static void
+reader_dealloc(reader_object *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_DECREF(reader_close(self, NULL));
+    pthread_mutex_destroy(&self->lock);
+    pthread_cond_destroy(&self->begun);
+    pthread_cond_destroy(&self->done);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* The module's class *name*. */
+static PyTypeObject *
+class_named(listing_object *listing, const char *name)
+{
+    PyObject *module = PyType_GetModule(Py_TYPE(listing));
+    return module ? (PyTypeObject *)PyObject_GetAttrString(module, name) : NULL;
+}
+
+static reading_object *
+new_reading(listing_object *listing, PyObject *reader)
+{
+    PyTypeObject *reader_type = class_named(listing, "Reader");
+    if (reader_type && !Py_IS_TYPE(reader, reader_type)) {
+        PyErr_SetString(PyExc_TypeError, "files are read by a Reader");
+        Py_CLEAR(reader_type);
+    }
+    PyTypeObject *type = reader_type ? class_named(listing, "Reading") : NULL;
+    reading_object *self = type ? (reading_object *)type->tp_alloc(type, 0) : NULL;
+    Py_XDECREF(reader_type);
+    Py_XDECREF(type);
+    if (self) {
+        self->reader = (reader_object *)Py_NewRef(reader);
+        self->listing = (listing_object *)Py_NewRef((PyObject *)listing);
+    }
+    return self;
+}
+
+PyObject *
+ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_read_limits *limits,
+                  PyObject *reader)
+{
+    reading_object *self = new_reading(listing, reader);
+    if (!self)
+        return NULL;
+    ibt_reading_plan plan = ibt_plan_reading(&listing->listing, first, limits, &self->reader->signing);
     self->first = first;
-    self->max_len = limits->max_len;
-    ibt_reading_plan plan = ibt_plan_reading(&listing->listing, first, limits, &self->signing);
     self->end = plan.end;
+    self->max_len = limits->max_len;
     if (!plan.files)
         return (PyObject *)self;
     self->files = calloc(plan.files + 1, sizeof *self->files); /* one to try in */
@@ -147,14 +276,11 @@ ibt_start_reading(listing_object *listing, size_t first, int dir_fd, const ibt_r
         PyErr_SetFromErrno(PyExc_OSError);
         goto failed;
     }
-    if (start_thread(self) == 0) {
-        self->is_running = 1;
-        listing->readers++;
-        return (PyObject *)self;
+    if (begin(self) != 0) {
+        Py_BEGIN_ALLOW_THREADS /* no room for a thread: at once, then */
+        read_files(self);
+        Py_END_ALLOW_THREADS
     }
-    Py_BEGIN_ALLOW_THREADS /* no room for another thread: at once, then */
-    run(self);
-    Py_END_ALLOW_THREADS
     return (PyObject *)self;
 failed:
     Py_DECREF(self);
@@ -243,17 +369,43 @@ static PyType_Spec reading_spec = {
     .slots = reading_slots,
 };
 
+static PyMethodDef reader_methods[] = {
+    {"close", (PyCFunction)reader_close, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot reader_slots[] = {
+    {Py_tp_new, reader_new},
+    {Py_tp_dealloc, reader_dealloc},
+    {Py_tp_methods, reader_methods},
+    {0, NULL},
+};
+
+static PyType_Spec reader_spec = {
+    .name = "incremental_backups_tools.tree._native.Reader",
+    .basicsize = sizeof(reader_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = reader_slots,
+};
+
+static int
+add_class(PyObject *module, PyType_Spec *spec, const char *name)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int failed = type ? PyModule_AddObjectRef(module, name, type) : -1;
+    Py_XDECREF(type);
+    return failed;
+}
+
 int
 ibt_add_reading(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &reading_spec, NULL);
-    PyObject *delta = type ? PyImport_ImportModule("incremental_backups_tools.delta._native") : NULL;
+    PyObject *delta = PyImport_ImportModule("incremental_backups_tools.delta._native");
     PyObject *functions = delta ? PyObject_GetAttrString(delta, "signing_functions") : NULL;
-    int failed = -1;
-    if (functions && PyModule_AddObjectRef(module, "signing_functions", functions) == 0)
-        failed = PyModule_AddObjectRef(module, "Reading", type);
+    int failed = functions ? PyModule_AddObjectRef(module, "signing_functions", functions) : -1;
     Py_XDECREF(functions);
     Py_XDECREF(delta);
-    Py_XDECREF(type);
-    return failed;
+    if (failed || add_class(module, &reader_spec, "Reader") != 0)
+        return -1;
+    return add_class(module, &reading_spec, "Reading");
 }
