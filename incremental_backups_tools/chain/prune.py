@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from incremental_backups_tools.chain.archives import Archives
@@ -180,6 +180,7 @@ class _Pruning:
             self._rewriter.forget(backup_id)
         for planned in plan.rewrites:
             self._rewrite(planned)
+        report.plan = self._go_on(plan)
         self._rewriter.refresh_cache()
         report.bytes_written = self._rewriter.bytes_written
         unneeded = self._unneeded(kept)
@@ -197,7 +198,25 @@ class _Pruning:
             raise ChainError(f"{self._key}: this policy would keep no backup at all; nothing was done")
         return decisions
 
-    def _measure(self, backup_id: str, first_id: str | None) -> Waste:
+    def _go_on(self, plan: PrunePlan) -> PrunePlan:
+        """Write again the kept points that stand on what was, where that frees enough; what was done in all.
+
+        Once the deltas below it are fewer, a file that one of them stored whole may be a delta again.
+        """
+        rewritten = {rewrite.backup_id for rewrite in plan.rewrites}
+        more = []
+        for header in self._rewriter.history.stored_headers():
+            if header.parent not in rewritten or header.id in rewritten or header.id not in plan.kept:
+                continue
+            waste = self._measure(header.id, header.id, worth=0.0)
+            if waste.dead_bytes and waste.share >= self._options.max_unused * MERGE_SHARE:
+                more.append(PlannedRewrite(header.id, "merge", (), waste))
+                self._rewriter.merge([header])
+        return replace(plan, rewrites=(*plan.rewrites, *more))
+
+    def _measure(self, backup_id: str, first_id: str | None, worth: float | None = None) -> Waste:
+        if worth is None:
+            worth = self._options.max_unused * (MERGE_SHARE if first_id is not None else 1)
         states = self._rewriter.history.states(backup_id)
         ids = [state.header.id for state in states]
         store = self._repository.store
@@ -206,7 +225,7 @@ class _Pruning:
             ids.index(first_id) if first_id is not None else 0,
             Archives(store, self._key, [state.header for state in states]),
             state_sizes=[store.size(self._rewriter.history.state_name(known)) for known in ids],
-            worth=self._options.max_unused * (MERGE_SHARE if first_id is not None else 1),
+            worth=worth,
         )
 
     def _rewrite(self, planned: PlannedRewrite) -> None:

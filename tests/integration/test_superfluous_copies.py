@@ -120,3 +120,23 @@ def test_pruning_finds_it(chain: Chain) -> None:
     assert len(chain.ids) == 1
     assert roles(chain, 0) == ["full", "updated"]
     chain.check(scripted=1)
+
+
+def test_pruning_looks_again_at_what_stands_on_a_merged_point(tmp_path: Path) -> None:
+    """The copy's own point has nothing to be merged with: what made it one is merged away below it."""
+    chain = Chain.begin(tmp_path)
+    (chain.source / "large").write_bytes(rng.randbytes(SIZE))
+    chain.back_up()
+    for start, length in ((10_000, 40_000), (10_000, 40_000), (100_000, 30_000)):
+        overwrite(chain.source / "large", start, rng.randbytes(length))
+        chain.back_up()
+    assert roles(chain, 3) == ["created"]
+    before = chain.size("*")
+
+    report = chain.prune(policy=KeepPolicy(keep_last=2), max_unused=0.9)
+
+    assert [rewrite.links for rewrite in report.plan.rewrites][-1] == ()
+    assert len(chain.ids) == 2
+    assert roles(chain, 1)[-1] == "updated"
+    assert chain.size("*") < before - 100_000
+    chain.check(scripted=1)
