@@ -110,16 +110,17 @@ def parse_table_len(footer: bytes) -> int:
     return _HEADER.size + int(frame_count) * _entry_len(descriptor) + FOOTER_LEN
 
 
-def parse_seek_table(data: bytes, *, file_len: int) -> SeekTable:
+def parse_seek_table(data: bytes, *, file_len: int, max_frame_len: int = MAX_FRAME_LEN) -> SeekTable:
     """The table out of its skippable frame.
 
     Args:
         data: the last bytes of the file, as many as :func:`parse_table_len` says.
         file_len: size of the file.
+        max_frame_len: most bytes that a frame may hold.
 
     Raises:
         ArchiveFormatError: lengths that contradict one another or the file's, or a frame without content.
-        LimitExceededError: a frame of more than MAX_FRAME_LEN bytes.
+        LimitExceededError: a frame of more than *max_frame_len* bytes.
     """
     frame_count, descriptor, _ = _FOOTER.unpack(data[-FOOTER_LEN:])
     magic, rest_len = _HEADER.unpack_from(data)
@@ -136,10 +137,10 @@ def parse_seek_table(data: bytes, *, file_len: int) -> SeekTable:
     compressed_lens, tar_lens = entries[0::step], entries[1::step]
     if not frame_count or not min(compressed_lens) or not min(tar_lens):
         raise ArchiveFormatError("seek table without frames, or with an empty one")
-    if max(tar_lens) > MAX_FRAME_LEN or max(compressed_lens) > MAX_FRAME_LEN + _MAX_GROWTH:
+    if max(tar_lens) > max_frame_len or max(compressed_lens) > max_frame_len + _MAX_GROWTH:
         raise LimitExceededError(
             f"frames of up to {max(compressed_lens)} bytes, {max(tar_lens)} uncompressed; "
-            f"at most {MAX_FRAME_LEN} allowed"
+            f"at most {max_frame_len} allowed"
         )
     table = SeekTable(compressed_lens, tar_lens)
     if table.frames_len + len(data) != file_len:

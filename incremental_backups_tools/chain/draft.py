@@ -14,9 +14,10 @@ from typing import BinaryIO, Final, cast
 import msgspec
 from blake3 import blake3
 
+from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.history import identities
 from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexIdentity, open_cached_index
-from incremental_backups_tools.chain.known_content import ContentTable, KnownContent
+from incremental_backups_tools.chain.known_content import KnownContent
 from incremental_backups_tools.chain.parent_index import ParentIndex, keep_index
 from incremental_backups_tools.chain.recording import Recorder
 from incremental_backups_tools.chain.replay import ReplayList
@@ -75,7 +76,8 @@ class Draft:
         self._lines = RecordWriter(self._lines_file, b"{}", level=1)
         self._contents = ContentTable.create()
         stack.callback(self._contents.close)
-        self._index = IndexCacheWriter(self._index_file, note=self._contents.add)
+        self._index = IndexCacheWriter(self._index_file, contents=self._contents)
+        self._contents_before: ContentTable | None = None
         self._replay = ReplayList()
         stack.callback(self._replay.close)
         self._digest = IndexDigest(self.chain[-1].index_digest if self.chain else None)
@@ -119,8 +121,10 @@ class Draft:
 
     def known_content(self, parent: ParentIndex | None) -> KnownContent:
         """Looks up what *parent* has and what was recorded so far; to be called before anything is."""
-        if parent is not None and parent.is_cached:
-            self._index.base = parent.entries
+        if parent is not None:
+            self._contents_before = parent.contents
+            if parent.is_cached:
+                self._index.base = parent.entries
         return KnownContent(
             parent=(parent.file, parent.contents) if parent is not None else None,
             own=self._index,
@@ -190,7 +194,14 @@ class Draft:
     def keep_index(self, cache: Cache) -> None:
         """Put the resolved index into the cache, for the next backup."""
         assert self._identity is not None  # finished
-        keep_index(cache, self._index_file, self._index, self._identity, self._contents)
+        keep_index(
+            cache,
+            self._index_file,
+            self._index,
+            self._identity,
+            self._contents,
+            before=self._contents_before,
+        )
 
     def _put_replay(self) -> ArchiveFile:
         name = self.name(Role.REPLAY)

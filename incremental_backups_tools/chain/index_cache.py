@@ -8,31 +8,44 @@ from states it lacks them, and every file is read and hashed once.
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Final, NamedTuple, cast
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Final, cast
 
 import msgspec
+import zstandard
+from blake3 import blake3
 
 from incremental_backups_tools.archive.seek_table import encode_seek_table
+from incremental_backups_tools.chain.content_table import ContentTable
+from incremental_backups_tools.chain.line_search import (
+    ReaderFrom,
+    WrittenFrames,
+    encode_index_end,
+    is_whole_index,
+    read_frame,
+    read_frame_table,
+)
+from incremental_backups_tools.chain.policy import MIN_SHARED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.exceptions import StateFormatError
+from incremental_backups_tools.exceptions import FormatError, LimitExceededError, StateFormatError
 from incremental_backups_tools.tree.entry import (
     FILE,
+    Entry,
     EntryLine,
+    bytes_of,
     encode_line,
     entry_of_line,
     line_of_entry,
     parse_line,
 )
-from incremental_backups_tools.tree.records import RecordReader, RecordWriter
+from incremental_backups_tools.tree.records import MAX_WINDOW_LEN, RecordReader, RecordWriter, Trailer
 
 CACHE_FORMAT: Final = "ibt-cached-index"
-CACHE_VERSION: Final = 2
+CACHE_VERSION: Final = 3
 INDEX_NAME: Final = "index"
 IDENTITY_NAME: Final = "index-identity"
-_CHUNK_LEN: Final = 1 << 18
+_LEAST_FRAMES: Final = 3  # of the header, of entries or at least the identity, of the trailer
 
 
 class IndexIdentity(msgspec.Struct, frozen=True):
@@ -49,17 +62,10 @@ class IndexIdentity(msgspec.Struct, frozen=True):
     index_digest: str
 
 
-class Place(NamedTuple):
-    """Where a line lies: where its frame begins in the file, and where the line does in the frame's content."""
-
-    frame: int
-    offset: int
-
-
 class _Header(msgspec.Struct, frozen=True):
     format: str
     version: int
-    token: str = ""  # random: tells this file from all others, to what refers to places in it
+    token: str = ""  # random: tells this file from all others, to the table of its contents
 
 
 class _KeptIdentity(msgspec.Struct, frozen=True):
@@ -70,8 +76,10 @@ class _KeptIdentity(msgspec.Struct, frozen=True):
 
 
 class _NotedLine(msgspec.Struct):
-    """What of a line tells whether it has content that is noted."""
+    """What of a line the table of contents notes."""
 
+    path: str | None = None
+    path_b64: str | None = None
     type: str = ""
     size: int = 0
     link_of: str | None = None
@@ -171,20 +179,6 @@ class CachedLines:
                 return
 
 
-class ReaderFrom:
-    """Reads an open file from an offset on, without moving its position."""
-
-    def __init__(self, fd: int, offset: int) -> None:
-        self._fd = fd
-        self._offset = offset
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most *size*; none at the end."""
-        data = os.pread(self._fd, size if size >= 0 else _CHUNK_LEN, self._offset)
-        self._offset += len(data)
-        return data
-
-
 class IndexCacheWriter:
     """Writes a cached index in sort order. It counts only once :meth:`close` was called.
 
@@ -195,21 +189,24 @@ class IndexCacheWriter:
 
     Args:
         file: empty, binary.
-        note: told of the content of each regular file: size, BLAKE3, and the place of its line.
+        contents: told of the content of each regular file that is not copied from *base*, and of which the base
+            had and this index has not.
 
     Attributes:
         token: tells this file from all others.
         base: the index that entries are copied from, if it will still be there.
+        frames: those that are in the file.
     """
 
-    def __init__(self, file: BinaryIO, *, note: Callable[[int, bytes, Place], None] | None = None) -> None:
+    def __init__(self, file: BinaryIO, *, contents: ContentTable | None = None) -> None:
         self.token = secrets.token_hex(16)
         header = _Header(CACHE_FORMAT, CACHE_VERSION, self.token)
-        self._sink = _Counted(file)
-        self._records = RecordWriter(cast(BinaryIO, self._sink), msgspec.json.encode(header), level=1)
-        self._note = note
-        self._place = Place(self._sink.position, 0)
-        self._open_lines: dict[int, bytes] = {}
+        self._out = _Hashed(file)
+        self._records = RecordWriter(cast(BinaryIO, self._out), msgspec.json.encode(header), level=1)
+        self.frames = WrittenFrames(self._records.frame_lens, self._records.content_lens)
+        self._contents = contents
+        self._open_frame = self.frames.frame_count
+        self._open_lines: dict[bytes, bytes] = {}
         self._skipped = 0  # entries of the base, from its first one on, that were not written
         self.base: CachedLines | None = None
 
@@ -223,24 +220,24 @@ class IndexCacheWriter:
         self._leave_base()
         self._append(resolved, encode_resolved(resolved) if raw is None else raw)
 
-    def write_new_files(self, lines: bytes, count: int, contents: Iterable[tuple[int, int, bytes]]) -> None:
+    def write_new_files(
+        self, lines: bytes, count: int, contents: Iterable[tuple[bytes, int, int, bytes]]
+    ) -> None:
         """Append *count* lines of regular files.
 
         Args:
-            contents: of each the length of its line, its size, and the BLAKE3 of its content.
+            contents: of each its path, the length of its line, its size, and the BLAKE3 of its content.
         """
         self._leave_base()
-        frame, offset = self._place
         self._records.write_block(lines, count)
-        self._move_on(len(lines))
-        if self._note is None:
+        self._move_on()
+        if self._contents is None:
             return
         begin = 0
-        for length, size, digest in contents:
-            place = Place(frame, offset + begin)
-            self._note(size, digest, place)
-            if self.is_open(place):
-                self._open_lines[place.offset] = lines[begin : begin + length - 1]
+        for path, length, size, digest in contents:
+            if size >= MIN_SHARED_LEN:
+                self._contents.add(size, digest, path)
+                self._open_lines[path] = lines[begin : begin + length - 1]
             begin += length
 
     def write_cached(self, cached: CachedEntry) -> None:
@@ -253,13 +250,15 @@ class IndexCacheWriter:
         if not self._skip(count):
             self._append_lines(lines, count)
 
-    def is_open(self, place: Place) -> bool:
-        """Whether *place* lies in the frame that is not written yet."""
-        return place.frame == self._place.frame
+    def leave_out(self, before: Entry) -> None:
+        """Note that an entry of the base is gone, or that another of its path is written."""
+        if self._contents is not None and _is_noted(before):
+            assert before.digest is not None  # it is noted
+            self._contents.remove(before.size, before.digest, before.path)
 
-    def open_line(self, place: Place) -> bytes | None:
-        """The line with content of this backup at *place* in the frame that is not written yet."""
-        return self._open_lines.get(place.offset)
+    def open_line(self, path: bytes) -> bytes | None:
+        """The line of *path*, if it was noted and lies in the frame that is not written yet."""
+        return self._open_lines.get(path)
 
     def close(self, identity: IndexIdentity) -> None:
         """Make it whole."""
@@ -267,7 +266,8 @@ class IndexCacheWriter:
             self._leave_base()
         self._records.write(msgspec.json.encode(identity))
         self._records.close()
-        self._sink.write(encode_seek_table(self._records.frame_lens, self._records.content_lens))
+        self._out.write(encode_seek_table(self._records.frame_lens, self._records.content_lens))
+        self._out.end()
 
     def _skip(self, count: int) -> bool:
         """Leave out the next *count* entries, if they are the base's and so was all before; else leave the base."""
@@ -285,46 +285,62 @@ class IndexCacheWriter:
                 self._append_lines(lines, count)
 
     def _append(self, resolved: ResolvedEntry, raw: bytes) -> None:
-        place = self._place
-        self._records.write(raw)
-        self._move_on(len(raw) + 1)
         entry = resolved.entry
-        if self._note is None or entry.type != FILE or entry.link_of is not None or entry.digest is None:
-            return
-        self._note(entry.size, entry.digest, place)
-        if self.is_open(place):
-            self._open_lines[place.offset] = raw
+        self._records.write(raw)
+        self._move_on()
+        if self._contents is not None and _is_noted(entry):
+            assert entry.digest is not None  # it is noted
+            self._contents.add(entry.size, entry.digest, entry.path)
+            self._open_lines[entry.path] = raw
 
     def _append_lines(self, lines: bytes, count: int) -> None:
-        frame, offset = self._place
         self._records.write_block(lines, count)
-        self._move_on(len(lines))
-        if self._note is None:
-            return
-        for raw in lines[:-1].split(b"\n"):
-            line = _noted_decoder.decode(raw)
-            if line.type == FILE and line.digest is not None and not (line.link_of or line.link_of_b64):
-                self._note(line.size, bytes.fromhex(line.digest), Place(frame, offset))
-            offset += len(raw) + 1
+        self._move_on()
 
-    def _move_on(self, length: int) -> None:
-        if self._sink.position != self._place.frame:
-            self._place = Place(self._sink.position, 0)
+    def _move_on(self) -> None:
+        """Forget the lines of a frame that is written by now."""
+        if self.frames.frame_count != self._open_frame:
+            self._open_frame = self.frames.frame_count
             self._open_lines.clear()
-        else:
-            self._place = Place(self._place.frame, self._place.offset + length)
 
 
-class _Counted:
-    """Counts what is written: a record writer writes a frame at a time."""
+class _Hashed:
+    """Takes what is written to a file, to end it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.position = 0
+        self._hasher = blake3()
 
     def write(self, data: bytes) -> int:
-        self.position += len(data)
+        self._hasher.update(data)
         return self._file.write(data)
+
+    def end(self) -> None:
+        self._file.write(encode_index_end(self._hasher.digest()))
+
+
+def _is_noted(entry: Entry) -> bool:
+    """Whether the table of contents has an entry: a regular file, under its first name, worth referring to."""
+    return (
+        entry.type == FILE
+        and entry.link_of is None
+        and entry.digest is not None
+        and entry.size >= MIN_SHARED_LEN
+    )
+
+
+def read_contents(lines: CachedLines) -> ContentTable:
+    """The table of the contents of an index, made out of it."""
+    contents = ContentTable.create()
+    for block, _ in lines.first_blocks(lines.count):
+        for raw in block[:-1].split(b"\n"):
+            line = _noted_decoder.decode(raw)
+            if line.type != FILE or line.digest is None or line.size < MIN_SHARED_LEN:
+                continue
+            if not (line.link_of or line.link_of_b64):
+                path = bytes_of(line.path, line.path_b64) or b""
+                contents.add(line.size, bytes.fromhex(line.digest), path)
+    return contents
 
 
 def encode_resolved(resolved: ResolvedEntry) -> bytes:
@@ -353,27 +369,28 @@ def open_cached_index(
 ) -> CachedLines | None:
     """The entries of a cached index; None where it is damaged or not the *expected* one.
 
-    The file is read twice: once to prove it whole and to know it, before anything relies on it.
+    Before anything relies on it the file is proven whole, by its end; it is decompressed once.
 
     Args:
         kept_identity: what stands beside it; empty where nothing does.
     """
-    count = 0
-    last = b""
-    file.seek(0)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
     try:
-        records = RecordReader(file, what="cached index")
-        for block in records.blocks():
-            count += block.count(b"\n")
-            last = block
-        token = token_of(
-            records.header,
-            last[last.rfind(b"\n", 0, -1) + 1 :],
-            expected,
-            kept_identity=kept_identity,
+        file.flush()
+        if not is_whole_index(file):
+            return None
+        table = read_frame_table(file)
+        if table.frame_count < _LEAST_FRAMES:
+            return None
+        header, last, trailer = (
+            read_frame(file, table.frame(number), decompressor)
+            for number in (0, table.frame_count - 2, table.frame_count - 1)
         )
-    except StateFormatError:
+        count = msgspec.json.decode(trailer, type=Trailer).entries
+    except (FormatError, LimitExceededError, OSError, msgspec.DecodeError):
         return None
+    identity = last[last.rfind(b"\n", 0, -1) + 1 :]
+    token = token_of(header, identity, expected, kept_identity=kept_identity)
     return CachedLines(file, count - 1, token) if token is not None else None
 
 

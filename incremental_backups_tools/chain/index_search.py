@@ -8,7 +8,6 @@ one that is asked for stands in its last record.
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -16,18 +15,13 @@ from typing import BinaryIO, Final
 
 import zstandard
 
-from incremental_backups_tools.archive.seek_table import (
-    FOOTER_LEN,
-    SeekTable,
-    parse_seek_table,
-    parse_table_len,
-)
 from incremental_backups_tools.chain.index_cache import (
     INDEX_NAME,
     IndexIdentity,
     parse_resolved,
     token_of,
 )
+from incremental_backups_tools.chain.line_search import read_frame, read_frame_table
 from incremental_backups_tools.chain.parent_index import read_kept_identity
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import BackupError, StateFormatError
@@ -55,8 +49,9 @@ class IndexSearch:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._fd = file.fileno()
-        self._table = _read_table(self._fd)
+        self._file = file
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
+        self._table = read_frame_table(file)
         self._last = self._table.frame_count - _OTHER_FRAMES
         if self._last < _FIRST_FRAME:
             raise StateFormatError("cached index: it has no entries")
@@ -117,16 +112,7 @@ class IndexSearch:
         return lines
 
     def _read_lines(self, number: int) -> list[bytes]:
-        frame = self._table.frame(number)
-        raw = os.pread(self._fd, frame.length, frame.offset)
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
-        try:
-            content = decompressor.decompress(raw, max_output_size=frame.tar_len)
-        except zstandard.ZstdError as error:
-            raise StateFormatError(f"cached index: frame {number}: {error}") from None
-        if len(content) != frame.tar_len or not content.endswith(b"\n"):
-            raise StateFormatError(f"cached index: frame {number} is not what the table says")
-        return content[:-1].split(b"\n")
+        return read_frame(self._file, self._table.frame(number), self._decompressor)[:-1].split(b"\n")
 
 
 def search_cached_index(
@@ -154,13 +140,6 @@ def search_cached_index(
     for resolved in resolve_all:
         if last is None or sort_key(resolved.path) > last:
             yield resolved
-
-
-def _read_table(fd: int) -> SeekTable:
-    size = os.fstat(fd).st_size
-    footer = os.pread(fd, FOOTER_LEN, max(size - FOOTER_LEN, 0))
-    table_len = parse_table_len(footer)
-    return parse_seek_table(os.pread(fd, table_len, max(size - table_len, 0)), file_len=size)
 
 
 def _path_of(raw: bytes) -> bytes:

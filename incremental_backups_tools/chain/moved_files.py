@@ -6,7 +6,9 @@ is a guess, and costs a delta that may not pay, so that only files of about the 
 and such of another inode only where their own name is gone.
 
 The names of the parent's index are put into a table by the first file that asks. The table lies on disk, so that
-memory stays flat.
+memory stays flat. Of names that are there still, with the inode that they had, nothing was moved, so that they are
+left out; and a directory that is as it was is not even listed, since to take a name away is to change it. Only a
+file that has several names may be found by one that it still has: for its sake all are put in.
 """
 
 from __future__ import annotations
@@ -18,41 +20,45 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO, Final
+from itertools import islice
+from typing import BinaryIO, Final, cast
 
 import msgspec
-import zstandard
 
-from incremental_backups_tools.chain.index_cache import Place, parse_resolved
-from incremental_backups_tools.chain.known_content import IndexLines
+from incremental_backups_tools.chain.index_cache import parse_resolved
+from incremental_backups_tools.chain.line_search import LineSearch, ReaderFrom
 from incremental_backups_tools.chain.policy import MAX_MOVED_RATIO, MAX_MOVED_TRIES, MIN_MOVED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import FormatError, UnsafePathError
-from incremental_backups_tools.tree.entry import FILE, bytes_of
-from incremental_backups_tools.tree.records import MAX_WINDOW_LEN
+from incremental_backups_tools.tree.entry import FILE, ROOT, bytes_of
+from incremental_backups_tools.tree.records import RecordReader
 
 # An empty name is a temporary database in a file that SQLite makes and removes.
 _SCHEMA: Final = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
-    CREATE TABLE file (id INTEGER PRIMARY KEY, path BLOB, frame INTEGER, offset INTEGER);
+    CREATE TABLE file (id INTEGER PRIMARY KEY, path BLOB);
     CREATE TABLE sign (sign INTEGER, size INTEGER, id INTEGER);
     BEGIN;
 """
 _LARGER: Final = """
-    SELECT size, path, frame, offset FROM sign JOIN file USING (id)
+    SELECT size, path FROM sign JOIN file USING (id)
     WHERE sign = ? AND size >= ? AND size <= ? ORDER BY size LIMIT ?
 """
 _SMALLER: Final = """
-    SELECT size, path, frame, offset FROM sign JOIN file USING (id)
+    SELECT size, path FROM sign JOIN file USING (id)
     WHERE sign = ? AND size < ? AND size >= ? ORDER BY size DESC LIMIT ?
 """
 _CACHE_KIB: Final = 8 << 10
+_PATH: Final = b'{"path":"'
+_IS_DIRECTORY: Final = b'","type":"dir",'
 _PENDING_ROWS: Final = 16 << 10
-_CHUNK_LEN: Final = 1 << 18
 
 # A name such as "Makefile" may be there a thousand times. Of each kind so many are looked at, nearest size first.
 _MAX_LOOKED_AT: Final = 32
+
+# Of a directory with more names all are taken for gone until they are asked for: they would not stay in memory.
+_MAX_LISTED: Final = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +70,10 @@ class _Line(msgspec.Struct):
     path_b64: str | None = None
     type: str | None = None
     size: int = 0
+    mtime_ns: int = 0
     link_of: str | None = None
     link_of_b64: str | None = None
+    ctime_ns: int | None = None
     inode: int | None = None
     dev: int | None = None
     sig_digest: str | None = None
@@ -85,8 +93,9 @@ class MovedFiles:
     def __init__(self, index: BinaryIO, source: str) -> None:
         self._index = index
         self._source = os.fsencode(source)
-        self._lines = IndexLines(index)
+        self._lines = LineSearch(index)
         self._connection: sqlite3.Connection | None = None
+        self._has_all = False
         self._is_usable = True
 
     def candidates(self, path: bytes, info: os.stat_result) -> list[ResolvedEntry]:
@@ -96,20 +105,19 @@ class MovedFiles:
             return []
         found: dict[bytes, ResolvedEntry] = {}
         try:
-            if self._connection is None:
-                self._connection = self._read_index()
+            connection = self._table(has_all=info.st_nlink > 1)
             for number, sign in enumerate(_signs(path, info.st_dev, info.st_ino)):
-                for old_path, place in _with_sign(self._connection, sign, size):
+                for old_path in _with_sign(connection, sign, size):
                     # The first sign is the inode: what has that may have its old name, too.
                     if (
                         old_path not in found
                         and old_path != path
                         and (number == 0 or self._is_gone(old_path))
                     ):
-                        found.update(self._entry_at(place))
+                        found.update(self._entry_of(old_path))
                     if len(found) >= MAX_MOVED_TRIES:
                         return list(found.values())
-        except (sqlite3.Error, zstandard.ZstdError, OSError) as error:
+        except (sqlite3.Error, FormatError, OSError) as error:
             self._is_usable = False
             log.warning(
                 "files that were moved and edited cannot be found any more, and are stored whole: %s", error
@@ -127,25 +135,33 @@ class MovedFiles:
         except OSError:
             return True
 
-    def _entry_at(self, place: Place) -> dict[bytes, ResolvedEntry]:
-        line = self._lines.line_at(place)
+    def _entry_of(self, path: bytes) -> dict[bytes, ResolvedEntry]:
+        line = self._lines.line_of(path)
         if line is not None:
             with suppress(FormatError, UnsafePathError):  # another index by now: nothing is found
                 resolved = parse_resolved(line)
                 return {resolved.path: resolved}
         return {}
 
-    def _read_index(self) -> sqlite3.Connection:
+    def _table(self, *, has_all: bool) -> sqlite3.Connection:
+        """The table of names, of *has_all* also of those that are still there."""
+        if self._connection is None or (has_all and not self._has_all):
+            self.close()
+            self._connection = self._read_index(has_all=has_all)
+            self._has_all = has_all
+        return self._connection
+
+    def _read_index(self, *, has_all: bool) -> sqlite3.Connection:
         connection = sqlite3.connect("", isolation_level=None)
         try:
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            files: list[tuple[int, bytes, int, int]] = []
+            files: list[tuple[int, bytes]] = []
             signs: list[tuple[int, int, int]] = []
-            for number, (place, raw) in enumerate(_iter_places(self._index.fileno())):
+            for number, raw in enumerate(self._iter_lines(has_all=has_all)):
                 if (known := _file_of(raw)) is not None:
                     path, line = known
-                    files.append((number, path, *place))
+                    files.append((number, path))
                     signs += ((sign, line.size, number) for sign in _signs(path, line.dev, line.inode))
                 if len(signs) >= _PENDING_ROWS:
                     _insert(connection, files, signs)
@@ -156,20 +172,90 @@ class MovedFiles:
             raise
         return connection
 
+    def _iter_lines(self, *, has_all: bool) -> Iterator[bytes]:
+        """Lines of the parent's index: all, or those of files that may be gone."""
+        source = cast(BinaryIO, ReaderFrom(self._index.fileno(), 0))
+        remaining = _Remaining(self._source)
+        for block in RecordReader(source, what="cached index").blocks():
+            lines = block[:-1].split(b"\n")
+            yield from lines if has_all else filter(remaining.lacks, lines)
 
-def _with_sign(connection: sqlite3.Connection, sign: int, size: int) -> list[tuple[bytes, Place]]:
+
+class _Remaining:
+    """Tells of the lines of an index, in their order, which are of files that are still there.
+
+    Args:
+        source: the directory that the index was of.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        self._source = source
+        # Of the directories above a line: what lines of names in them begin with, and the inodes of the regular files
+        # that are there, by their names. None where the directory is as it was.
+        self._above: list[tuple[bytes, dict[bytes, int] | None]] = []
+        self._last: tuple[bytes, dict[bytes, int] | None] = (b"", None)
+
+    def lacks(self, raw: bytes) -> bool:
+        """Whether the file in a line may have lost its name; False of directories."""
+        end = raw.find(b'"', len(_PATH))
+        if not raw.startswith(_PATH) or raw.find(b"\\", 0, end) >= 0:
+            return True  # of a name that JSON has in another form, it is not asked
+        if raw.startswith(_IS_DIRECTORY, end):
+            self._enter(raw, end)
+            return False
+        begin = raw[: raw.rfind(b"/", 0, end) + 1] or _PATH
+        if begin != self._last[0]:
+            self._leave(raw)
+            # One whose line is not there could not be looked at.
+            self._last = self._above[-1] if self._above and self._above[-1][0] == begin else (begin, {})
+        files = self._last[1]
+        if files is None:
+            return False
+        inode = files.get(raw[len(begin) : end])
+        return inode is None or b'"inode":%d,' % inode not in raw
+
+    def _enter(self, raw: bytes, end: int) -> None:
+        self._leave(raw)
+        path = raw[len(_PATH) : end]
+        begin = raw[:end] + b"/" if path != ROOT else _PATH
+        self._last = begin, self._files_of(path, _decoder.decode(raw))
+        self._above.append(self._last)
+
+    def _leave(self, raw: bytes) -> None:
+        while self._above and not raw.startswith(self._above[-1][0]):
+            self._above.pop()
+
+    def _files_of(self, path: bytes, before: _Line) -> dict[bytes, int] | None:
+        fs_path = os.path.join(self._source, path)
+        try:
+            info = os.lstat(fs_path)
+            now = info.st_ctime_ns, info.st_mtime_ns, info.st_ino
+            if now == (before.ctime_ns, before.mtime_ns, before.inode):
+                return None
+            if not stat.S_ISDIR(info.st_mode):
+                return {}
+            with os.scandir(fs_path) as names:
+                first = list(islice(names, _MAX_LISTED + 1))
+        except OSError:
+            return {}
+        if len(first) > _MAX_LISTED:
+            return {}
+        return {name.name: name.inode() for name in first if name.is_file(follow_symlinks=False)}
+
+
+def _with_sign(connection: sqlite3.Connection, sign: int, size: int) -> list[bytes]:
     larger = connection.execute(_LARGER, (sign, size, size * MAX_MOVED_RATIO, _MAX_LOOKED_AT)).fetchall()
     smaller = connection.execute(_SMALLER, (sign, size, size // MAX_MOVED_RATIO, _MAX_LOOKED_AT)).fetchall()
     nearest = sorted(larger + smaller, key=lambda row: abs(row[0] - size))[:_MAX_LOOKED_AT]
-    return [(path, Place(frame, offset)) for _, path, frame, offset in nearest]
+    return [path for _, path in nearest]
 
 
 def _insert(
     connection: sqlite3.Connection,
-    files: list[tuple[int, bytes, int, int]],
+    files: list[tuple[int, bytes]],
     signs: list[tuple[int, int, int]],
 ) -> None:
-    connection.executemany("INSERT INTO file VALUES (?, ?, ?, ?)", files)
+    connection.executemany("INSERT INTO file VALUES (?, ?)", files)
     connection.executemany("INSERT INTO sign VALUES (?, ?, ?)", signs)
     files.clear()
     signs.clear()
@@ -193,24 +279,3 @@ def _file_of(raw: bytes) -> tuple[bytes, _Line] | None:
         if line.link_of is None and line.link_of_b64 is None:
             return bytes_of(line.path, line.path_b64) or b"", line
     return None
-
-
-def _iter_places(fd: int) -> Iterator[tuple[Place, bytes]]:
-    """Each line of an index and where it lies."""
-    frame = 0
-    while True:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN).decompressobj()
-        position = frame
-        parts = []
-        while not decompressor.eof:
-            chunk = os.pread(fd, _CHUNK_LEN, position)
-            if not chunk:
-                return
-            position += len(chunk)
-            parts.append(decompressor.decompress(chunk))
-        offset = 0
-        for raw in b"".join(parts).split(b"\n"):
-            if raw:
-                yield Place(frame, offset), raw
-            offset += len(raw) + 1
-        frame = position - len(decompressor.unused_data)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.index_cache import (
     IDENTITY_NAME,
     INDEX_NAME,
@@ -16,8 +17,8 @@ from incremental_backups_tools.chain.index_cache import (
     IndexIdentity,
     encode_kept_identity,
     open_cached_index,
+    read_contents,
 )
-from incremental_backups_tools.chain.known_content import ContentTable
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import ChainError
 from incremental_backups_tools.repository.cache import Cache
@@ -34,7 +35,7 @@ class ParentIndex:
     Attributes:
         entries: to be iterated once.
         file: the same, for single lines.
-        contents: places in *file*.
+        contents: of all of them.
         is_cached: whether all that lies in the cache.
     """
 
@@ -72,10 +73,10 @@ def open_parent_index(
         if entries is not None:
             path = os.path.join(cache.fs_path, CONTENTS_NAME)
             contents = ContentTable.open(path, entries.token)
-            if contents is not None:
-                kept, file = file, None
-                return ParentIndex(entries, kept, contents, is_cached=True)
-            return rebuild_parent_index((cached.resolved for cached in entries), expected, make_file())
+            is_cached = contents is not None
+            contents = contents or read_contents(entries)
+            kept, file = file, None
+            return ParentIndex(entries, kept, contents, is_cached=is_cached)
     finally:
         if file is not None:
             file.close()
@@ -92,7 +93,7 @@ def rebuild_parent_index(
     """
     contents = ContentTable.create()
     try:
-        writer = IndexCacheWriter(file, note=contents.add)
+        writer = IndexCacheWriter(file, contents=contents)
         for resolved in entries:
             writer.write(resolved)
         writer.close(identity)
@@ -127,7 +128,7 @@ def carry_over_index(
         cached = _open_cached(cache, cached_file, old)
         if cached is None:
             return
-        writer = IndexCacheWriter(file, note=contents.add)
+        writer = IndexCacheWriter(file, contents=contents)
         pairs = merge_join(entries, cached, new_path=lambda item: item.path, old_path=lambda item: item.path)
         for resolved, known in pairs:
             if resolved is None or known is None:
@@ -146,10 +147,15 @@ def keep_index(
     writer: IndexCacheWriter,
     identity: IndexIdentity,
     contents: ContentTable,
+    *,
+    before: ContentTable | None = None,
 ) -> None:
     """Put a new index and its table into the cache. Written in part, the table is of no index.
 
     Where the one that is there is the new one too, only that is noted.
+
+    Args:
+        before: the table of the index that unchanged entries were copied from.
     """
     if writer.is_base and writer.base is not None:
         with cache.replace(IDENTITY_NAME) as out:
@@ -160,7 +166,7 @@ def keep_index(
         while chunk := index_file.read(1 << 20):
             out.write(chunk)
     with cache.replace(CONTENTS_NAME) as out:
-        contents.save(writer.token, out)
+        contents.save(writer.token, out, before=before)
 
 
 def read_kept_identity(cache: Cache) -> bytes:

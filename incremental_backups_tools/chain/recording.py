@@ -100,6 +100,7 @@ class Recorder:
         self._replay.delete(entry.path, is_directory=entry.type == DIRECTORY)
         self._emit(StateLine(DELETED, entry))
         self._digest.remove(entry)
+        self._index.leave_out(entry)
 
     def same(self, cached: CachedEntry) -> None:
         """A name that is as it was, and so is every name of the file it stands for."""
@@ -159,7 +160,8 @@ class Recorder:
         counts["entries"] += plain.count
         counts["files"] += plain.count
         self.tally.total_bytes += total
-        contents = zip(plain.index_lens, stored.sizes, stored.digests, strict=False)
+        paths = (stored.prefix + file.name for file in stored.files)
+        contents = zip(paths, plain.index_lens, stored.sizes, stored.digests, strict=False)
         self._index.write_new_files(plain.index, plain.count, contents)
 
     def special(
@@ -226,6 +228,7 @@ class Recorder:
     def _present(self, resolved: ResolvedEntry, before: Entry | None, raw: bytes | None = None) -> None:
         if before is not None:
             self._digest.remove(before)
+            self._index.leave_out(before)
         self._digest.add(resolved.entry)
         self._count(resolved.entry)
         self._index.write(resolved, raw)

@@ -68,8 +68,14 @@ def _iso_time(time_ns: int) -> bytes:
         moment = _EPOCH + timedelta(seconds=seconds)
     except OverflowError:
         moment = _EPOCH if seconds < 0 else datetime(9999, 12, 31, tzinfo=UTC)
-    text = moment.strftime("%m-%dT%H:%M:%S")
-    return b"%04d-%s.%09dZ" % (moment.year, text.encode(), nanoseconds)
+    date = moment.year, moment.month, moment.day
+    return b"%04d-%02d-%02dT%02d:%02d:%02d.%09dZ" % (
+        *date,
+        moment.hour,
+        moment.minute,
+        moment.second,
+        nanoseconds,
+    )
 
 
 @dataclass(slots=True)

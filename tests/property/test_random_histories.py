@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import stat
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +17,11 @@ from hypothesis import strategies as st
 from support.trees import assert_same_tree, fingerprint
 
 from incremental_backups_tools import incremental_backup, restore_backup, verify
+from incremental_backups_tools.chain.index_cache import INDEX_NAME, parse_resolved
+from incremental_backups_tools.chain.parent_index import CONTENTS_NAME
+from incremental_backups_tools.chain.policy import MIN_SHARED_LEN
+from incremental_backups_tools.tree.entry import sort_key
+from incremental_backups_tools.tree.records import RecordReader
 
 NAMES = [b"a", b"b", b"a.b", b"a-", b"d", b"\xff", b"new\nline"]
 ACTIONS = [
@@ -115,6 +122,22 @@ def _change_file(path: bytes, action: str, rng: random.Random) -> None:
         os.chmod(path, rng.choice([0o600, 0o644, 0o755, 0o4755]))
 
 
+def assert_table_is_of_its_index(cache: Path) -> None:
+    """The table of contents that was carried on is what one made out of the index would be."""
+    with (cache / INDEX_NAME).open("rb") as file:
+        lines = list(RecordReader(file, what="index"))
+    expected = set()
+    for raw in lines[:-1]:
+        entry = parse_resolved(raw).entry
+        if entry.type == "file" and entry.link_of is None and entry.size >= MIN_SHARED_LEN:
+            assert entry.digest is not None
+            prefix = int.from_bytes(entry.digest[:8], "big", signed=True)
+            expected.add((entry.size, prefix, sort_key(entry.path)))
+    with closing(sqlite3.connect(cache / CONTENTS_NAME)) as connection:
+        assert set(connection.execute("SELECT size, digest, path FROM content")) == expected
+        assert not connection.execute("SELECT * FROM gone").fetchall()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), rounds=st.integers(1, 6), lose_cache=st.booleans())
 def test_each_point_of_a_random_history_comes_back(seed: int, rounds: int, lose_cache: bool) -> None:
@@ -131,6 +154,7 @@ def test_each_point_of_a_random_history_comes_back(seed: int, rounds: int, lose_
             report = incremental_backup(source, repository, cache_root=cache, max_deleted=1)
             assert not report.problems
             points[report.backup_date] = fingerprint(source)
+            assert_table_is_of_its_index(next(cache.glob("*/source")))
         for backup_id, expected in points.items():
             dest = Path(top, "restored", backup_id)
             assert not restore_backup(

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.index_cache import (
     IDENTITY_NAME,
     INDEX_NAME,
@@ -18,11 +20,11 @@ from incremental_backups_tools.chain.index_cache import (
     encode_resolved,
     open_cached_index,
 )
-from incremental_backups_tools.chain.known_content import ContentTable
-from incremental_backups_tools.chain.parent_index import keep_index, open_parent_index
+from incremental_backups_tools.chain.parent_index import CONTENTS_NAME, keep_index, open_parent_index
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.repository.cache import Cache
 from incremental_backups_tools.tree.entry import Entry, Location
+from incremental_backups_tools.tree.records import MAX_LINE_LEN
 
 OLD = IndexIdentity("0" * 32, "key", [("a", 0)], "00")
 NEW = IndexIdentity("0" * 32, "key", [("a", 0), ("b", 0)], "00")
@@ -42,6 +44,7 @@ class Kept:
     """A cache that is written and read as backups do it."""
 
     def __init__(self, top: Path, stack: ExitStack) -> None:
+        self.table_path = Path(top / "cache", "0" * 32, "key", CONTENTS_NAME)
         self._top = top
         self._stack = stack
         self.cache = Cache(top / "cache", "0" * 32, "key")
@@ -51,8 +54,11 @@ class Kept:
         self, base: CachedLines | None, entries: Iterator[object], identity: IndexIdentity
     ) -> IndexCacheWriter:
         """Keep an index of *entries*: resolved ones, or (lines, count) as taken from *base*."""
+        before = ContentTable.open(str(self.table_path), base.token) if base is not None else None
+        if before is not None:
+            self._stack.callback(before.close)
         with closing(ContentTable.create()) as contents, (self._top / "made").open("w+b") as file:
-            writer = IndexCacheWriter(file, note=contents.add)
+            writer = IndexCacheWriter(file, contents=contents)
             writer.base = base
             for item in entries:
                 if isinstance(item, ResolvedEntry):
@@ -60,7 +66,7 @@ class Kept:
                 else:
                     writer.write_lines(*item)  # type: ignore[misc]
             writer.close(identity)
-            keep_index(self.cache, file, writer, identity, contents)
+            keep_index(self.cache, file, writer, identity, contents, before=before)
         return writer
 
     def paths(self, identity: IndexIdentity) -> list[bytes] | None:
@@ -79,7 +85,7 @@ class Kept:
             for item in resolved[:: COUNT // 10]:
                 if item.entry.digest is None:
                     continue
-                assert parent.contents.place_of(item.entry.size, item.entry.digest) is not None
+                assert parent.contents.path_of(item.entry.size, item.entry.digest) == item.path
             return [item.path for item in resolved]
 
     def open(self, identity: IndexIdentity) -> CachedLines:
@@ -226,3 +232,17 @@ def test_lines_come_as_they_were_written(kept: Kept) -> None:
     assert not lines.has_more()
     first = b"".join(block for block, _ in lines.first_blocks(1234))
     assert first == b"".join(encode_resolved(held(number)) + b"\n" for number in range(1234))
+
+
+def test_lines_may_be_as_long_as_a_line_may_be(tmp_path: Path) -> None:
+    entries = [held(number) for number in range(1000)]
+    long = msgspec.structs.replace(entries[-1].entry, user=b"u" * (MAX_LINE_LEN - 1000))
+    entries[-1] = entries[-1].with_entry(long)
+    with (tmp_path / "index").open("w+b") as file:
+        writer = IndexCacheWriter(file)
+        for entry in entries:
+            writer.write(entry)
+        writer.close(OLD)
+        lines = open_cached_index(file, OLD)
+        assert lines is not None
+        assert [cached.raw for cached in lines] == [encode_resolved(entry) for entry in entries]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.trees import NASTY_NAMES
 
 from incremental_backups_tools import full_backup, incremental_backup, restore_backup
+from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.index_cache import (
     INDEX_NAME,
     IndexCacheWriter,
@@ -20,7 +21,6 @@ from incremental_backups_tools.chain.index_cache import (
     open_cached_index,
 )
 from incremental_backups_tools.chain.index_search import IndexSearch, search_cached_index
-from incremental_backups_tools.chain.known_content import ContentTable
 from incremental_backups_tools.chain.parent_index import keep_index
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import BackupError, StateFormatError
@@ -109,7 +109,7 @@ def cache(tmp_path: Path) -> Cache:
     cache = Cache(tmp_path / "cache", "0" * 32, "key")
     entries = [resolved(ROOT), *(resolved(b"%07d" % number) for number in range(20_000))]
     with closing(ContentTable.create()) as contents, (tmp_path / "made").open("w+b") as file:
-        writer = IndexCacheWriter(file, note=contents.add)
+        writer = IndexCacheWriter(file, contents=contents)
         for entry in entries:
             writer.write(entry)
         writer.close(IDENTITY)

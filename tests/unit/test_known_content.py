@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import pytest
 from blake3 import blake3
 
-from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexIdentity, Place
-from incremental_backups_tools.chain.known_content import ContentTable, KnownContent
+from incremental_backups_tools.chain.content_table import ContentTable
+from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexIdentity
+from incremental_backups_tools.chain.known_content import KnownContent
 from incremental_backups_tools.chain.parent_index import (
     CONTENTS_NAME,
     ParentIndex,
@@ -23,7 +27,7 @@ from incremental_backups_tools.chain.parent_index import (
 from incremental_backups_tools.chain.policy import MIN_SHARED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.repository.cache import Cache
-from incremental_backups_tools.tree.entry import Entry, Location
+from incremental_backups_tools.tree.entry import Entry, Location, sort_key
 
 NOW, BEFORE = "20260102T000000.000000Z", "20260101T000000.000000Z"
 IDENTITY = IndexIdentity("0" * 32, "key", [(BEFORE, 0)], "1" * 64)
@@ -52,7 +56,7 @@ class Own:
 
     def __init__(self, file: BinaryIO, parent: ParentIndex | None = None) -> None:
         self.contents = ContentTable.create()
-        self.writer = IndexCacheWriter(file, note=self.contents.add)
+        self.writer = IndexCacheWriter(file, contents=self.contents)
         self.known = KnownContent(
             parent=(parent.file, parent.contents) if parent is not None else None,
             own=self.writer,
@@ -147,7 +151,7 @@ def make_cache(root: Path, count: int) -> tuple[Cache, Path]:
     cache = Cache(root / "name with ? and # and %41", "0" * 32, "key")
     root.mkdir(exist_ok=True)
     with closing(ContentTable.create()) as contents, (root / "made").open("w+b") as file:
-        writer = IndexCacheWriter(file, note=contents.add)
+        writer = IndexCacheWriter(file, contents=contents)
         for number in range(count):
             writer.write(held(number))
         writer.close(IDENTITY)
@@ -194,7 +198,7 @@ def test_a_kept_table_is_used_or_made_again(tmp_path: Path, file: BinaryIO, dama
     parent = open_parent_index(cache, IDENTITY, remade.states, remade.file)
 
     # What begins like a whole table is taken for one, and then finds less.
-    assert bool(remade.files) == (damage not in ("none", "scribbled"))
+    assert parent.is_cached == (damage in ("none", "scribbled"))
     assert not remade.states_were_read
     own = Own(file, parent)
     with closing(parent), closing(own.contents):
@@ -218,25 +222,78 @@ def test_an_index_that_cannot_be_used_is_made_from_the_states(tmp_path: Path, da
 
     with closing(open_parent_index(cache, identity, remade.states, remade.file)) as parent:
         assert remade.states_were_read
-        assert parent.contents.place_of(1007, digest_of(7)) is not None
+        assert parent.contents.path_of(1007, digest_of(7)) == held(7).path
         assert [entry.resolved for entry in parent.entries] == [held(number) for number in range(5000)]
 
 
-@pytest.mark.parametrize("place", [Place(0, 0), Place(5, 3), Place(1 << 60, 0), Place(2**63 - 1, 0)])
-def test_a_made_up_place_finds_nothing(tmp_path: Path, file: BinaryIO, place: Place) -> None:
+@pytest.mark.parametrize(
+    "path", [b"", b"!", b"file-00000002", b"file-00000002/x", b"z", b"\xff", b'"', b"a\nb"]
+)
+def test_a_made_up_path_finds_nothing(tmp_path: Path, file: BinaryIO, path: bytes) -> None:
     with (tmp_path / "parent").open("w+b") as parent_file:
-        parent = rebuild_parent_index([held(1)], IDENTITY, parent_file)
+        parent = rebuild_parent_index([held(number) for number in range(1, 4)], IDENTITY, parent_file)
         table = ContentTable.create()
-        table.add(1001, digest_of(1), place)
+        table.add(1001, digest_of(1), path)
         own = Own(file, ParentIndex(parent.entries, parent_file, table))
         with closing(parent.contents), closing(table), closing(own.contents):
             assert own.known.find(1001, digest_of(1)) is None
 
 
+def test_a_name_of_any_bytes_is_found(own: Own) -> None:
+    names = [
+        b"\x01",
+        b" ",
+        b'"a"',
+        b"\\",
+        b"a",
+        b"a/b",
+        b"a/b.c",
+        b"a.b",
+        b"\xc3\xa9",
+        b"\xc3\xa9/\xff",
+        b"\xff\n",
+    ]
+    for number, name in enumerate(sorted(names, key=sort_key)):
+        resolved = held(number, backup_id=NOW)
+        own.writer.write(resolved.with_entry(msgspec.structs.replace(resolved.entry, path=name)))
+    own.writer.close(IDENTITY)  # all are in the file, and none in the open frame
+
+    for number, name in enumerate(sorted(names, key=sort_key)):
+        known = own.known.find(1000 + number, digest_of(number))
+        assert known is not None
+        assert known.resolved.path == name
+
+
+def test_of_many_files_with_one_content_the_first_that_was_met_is_found(own: Own) -> None:
+    # As bytes they sort otherwise: a full stop comes before a slash.
+    names = [b"a/x", b"a/y", b"a.b", b"a.b/x"]
+    for name in names:
+        resolved = held(1, backup_id=NOW)
+        own.writer.write(resolved.with_entry(msgspec.structs.replace(resolved.entry, path=name)))
+        known = own.known.find(1001, digest_of(1))
+        assert known is not None
+        assert known.resolved.path == b"a/x"
+        assert not own.known.has_size(1001, but=digest_of(1))
+
+
+def test_an_index_that_cannot_be_searched_finds_nothing_and_says_so_once(
+    tmp_path: Path, file: BinaryIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (tmp_path / "parent").open("w+b") as parent_file:
+        parent = rebuild_parent_index([held(number) for number in range(10)], IDENTITY, parent_file)
+        os.truncate(parent_file.fileno(), 100)
+        own = Own(file, parent)
+        with closing(parent.contents), closing(own.contents):
+            assert own.known.find(1003, digest_of(3)) is None
+            assert own.known.find(1004, digest_of(4)) is None
+    assert len(caplog.records) == 1
+
+
 def test_nothing_is_left_in_the_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with closing(ContentTable.create()) as table:
+    with closing(ContentTable.create()) as table, closing(ContentTable.create()) as next_table:
         for number in range(20_000):
-            table.add(number, digest_of(number), Place(number, number))
-        assert table.place_of(7, digest_of(7)) == Place(7, 7)
+            table.add(number, digest_of(number), b"%d" % number)
+        assert table.path_of(7, digest_of(7)) == b"7"
+        next_table.save("token", io.BytesIO(), before=table)
         assert list(tmp_path.iterdir()) == []

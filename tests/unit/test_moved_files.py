@@ -14,7 +14,7 @@ from incremental_backups_tools.chain.index_cache import IndexCacheWriter, IndexI
 from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.policy import MAX_MOVED_TRIES
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.tree.entry import Entry, Location
+from incremental_backups_tools.tree.entry import Entry, Location, sort_key
 
 IDENTITY = IndexIdentity("0" * 32, "key", [("20260101T000000.000000Z", 0)], "1" * 64)
 SIZE = 100_000
@@ -42,12 +42,32 @@ def moved_files(top: Path, index: Iterable[ResolvedEntry]) -> Iterator[MovedFile
             yield moved
 
 
-def info(*, size: int = SIZE, inode: int = 99) -> os.stat_result:
-    return os.stat_result((0o100644, inode, 1, 1, 0, 0, size, 0, 0, 0))
+def info(*, size: int = SIZE, inode: int = 99, names: int = 1) -> os.stat_result:
+    return os.stat_result((0o100644, inode, 1, names, 0, 0, size, 0, 0, 0))
 
 
-def found(moved: MovedFiles, path: bytes, *, size: int = SIZE, inode: int = 99) -> list[bytes]:
-    return [resolved.path for resolved in moved.candidates(path, info(size=size, inode=inode))]
+def found(
+    moved: MovedFiles, path: bytes, *, size: int = SIZE, inode: int = 99, names: int = 1
+) -> list[bytes]:
+    return [resolved.path for resolved in moved.candidates(path, info(size=size, inode=inode, names=names))]
+
+
+def as_it_is(top: Path, path: str) -> ResolvedEntry:
+    """A directory or file of the source, as it is."""
+    stat = (top / "source" / path).lstat()
+    name = path.encode()
+    if (top / "source" / path).is_dir():
+        entry = Entry(
+            path=name,
+            type="dir",
+            mode=0o755,
+            mtime_ns=stat.st_mtime_ns,
+            ctime_ns=stat.st_ctime_ns,
+            inode=stat.st_ino,
+            dev=1,
+        )
+        return ResolvedEntry(entry)
+    return held(name, inode=stat.st_ino)
 
 
 def test_the_surest_sign_comes_first(tmp_path: Path) -> None:
@@ -85,6 +105,66 @@ def test_what_is_still_there_is_passed_over_unless_it_is_the_same_inode(tmp_path
         assert found(moved, b"new/name") == []
         assert found(moved, b"new/name", inode=7) == [b"old/name"]
         assert found(moved, b"new/became-a-directory") == [b"became-a-directory"]
+
+
+def make_source(top: Path, *names: str) -> list[ResolvedEntry]:
+    """The index of a source with these files, in their order; they stay as they are."""
+    for name in names:
+        (top / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / "source" / name).touch()
+    above = {str(parent) for name in names for parent in Path(name).parents}
+    paths = sorted({*names, *above}, key=lambda path: sort_key(path.encode()))
+    return [as_it_is(top, path) for path in paths]
+
+
+NAMES = ["a/log", "a/x/deep", "a/x/name", "a/y", "b/name", "top"]
+
+
+def test_a_file_that_lost_its_name_to_another_is_found_by_its_inode(tmp_path: Path) -> None:
+    index = make_source(tmp_path, *NAMES)
+    log = tmp_path / "source" / "a" / "log"
+    inode = log.stat().st_ino
+    log.rename(log.with_name("log.1"))
+    log.touch()
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"a/log.1", inode=inode) == [b"a/log"]
+
+
+def test_a_file_that_went_is_found_among_those_that_stay(tmp_path: Path) -> None:
+    index = make_source(tmp_path, *NAMES)
+    (tmp_path / "source" / "a" / "x" / "name").unlink()
+    (tmp_path / "source" / "top").unlink()
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"new/name") == [b"a/x/name"]
+        assert found(moved, b"new/top") == [b"top"]
+        assert found(moved, b"a/x/new") == [b"a/x/name"]
+        assert found(moved, b"new/y") == []
+
+
+def test_files_of_a_directory_that_went_are_found(tmp_path: Path) -> None:
+    index = make_source(tmp_path, *NAMES)
+    (tmp_path / "source" / "a").rename(tmp_path / "source" / "c")
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"c/x/deep") == [b"a/x/deep"]
+        assert found(moved, b"c/y") == [b"a/y"]
+        assert found(moved, b"c/x/name") == [b"a/x/name"]
+
+
+def test_a_file_with_several_names_is_found_by_one_that_it_still_has(tmp_path: Path) -> None:
+    index = make_source(tmp_path, *NAMES)
+    inode = (tmp_path / "source" / "b" / "name").stat().st_ino
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"a/new", inode=inode) == []
+        assert found(moved, b"a/new", inode=inode, names=2) == [b"b/name"]
+        assert found(moved, b"a/new", inode=inode) == [b"b/name"]
+
+
+def test_of_a_directory_with_very_many_names_those_that_went_are_found(tmp_path: Path) -> None:
+    index = make_source(tmp_path, *(f"many/{number:05}" for number in range(10_100)), "z/name")
+    (tmp_path / "source" / "many" / "05000").unlink()
+    with moved_files(tmp_path, index) as moved:
+        assert found(moved, b"z/05000") == [b"many/05000"]
+        assert found(moved, b"z/05001") == []
 
 
 def test_links_and_files_without_a_signature_are_no_base(tmp_path: Path) -> None:
