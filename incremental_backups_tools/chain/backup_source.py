@@ -14,16 +14,14 @@ from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.parent_index import ParentIndex
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.exceptions import SourceError, StateFormatError
+from incremental_backups_tools.repository.address import StoreAddress, address_of
 from incremental_backups_tools.repository.layout import is_key
 from incremental_backups_tools.repository.local import LocalStore
-from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.repository.repository import Repository
-from incremental_backups_tools.repository.source_files import SourceFiles, address_of
 from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.repository.tiered import TieredStore
 from incremental_backups_tools.tree.entry import bytes_of, printable
 from incremental_backups_tools.tree.exclusion import ExclusionRules
-from incremental_backups_tools.tree.remote_walk import RemoteWalk
 from incremental_backups_tools.tree.source import Source, fs_path_of, walk_source
 from incremental_backups_tools.tree.walk import AnyWalk, ProblemHandler
 
@@ -165,6 +163,9 @@ class UrlSource(BackupSource):
 
     def __init__(self, address: StoreAddress, options: BackupOptions) -> None:
         """Raises SourceError: there is no way to it."""
+        # fsspec takes a while to import, which a backup of a directory need not wait for.
+        from incremental_backups_tools.repository.source_files import SourceFiles
+
         self._files = SourceFiles(address, change_keys=options.change_keys)
         self.place = self._files.url
 
@@ -178,6 +179,8 @@ class UrlSource(BackupSource):
         on_unlisted: PathHandler,
         on_left_out: PathHandler,
     ) -> AnyWalk:
+        from incremental_backups_tools.tree.remote_walk import RemoteWalk
+
         ours = f"{self.place}/"
         for store in _stores_of(repository):
             theirs = store.url.rstrip("/") + "/"

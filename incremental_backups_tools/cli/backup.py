@@ -44,8 +44,8 @@ from incremental_backups_tools.cli.rendering import count_text, duration_text, s
 from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.exceptions import DecryptionError, RepositoryNotFoundError
 from incremental_backups_tools.points.when import parse_age
+from incremental_backups_tools.repository.address import StoreAddress, is_url
 from incremental_backups_tools.repository.layout import validate_key
-from incremental_backups_tools.repository.open import StoreAddress, is_url
 from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.source import walk_source
 

@@ -40,9 +40,9 @@ from incremental_backups_tools.heap.sync.compare import (
 from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
 from incremental_backups_tools.heap.sync.snapshot import SNAPSHOTS, UNDO, Snapshot, SnapshotStore
 from incremental_backups_tools.points.when import parse_age, select_backup
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.filesystems import store_at
 from incremental_backups_tools.repository.layout import parse_backup_id
-from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.tree.entry import printable
 
 _MARKS = {ONLY_LEFT: "<", ONLY_RIGHT: ">", DIFFERENT: "~", EQUAL: "="}

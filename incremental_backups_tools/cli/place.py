@@ -10,9 +10,9 @@ import click
 
 from incremental_backups_tools.cli.config import Config, read_config
 from incremental_backups_tools.cli.options import Settings, size_of
+from incremental_backups_tools.repository.address import StoreAddress, is_url
 from incremental_backups_tools.repository.limits import UNLIMITED, Limits, TokenBucket
 from incremental_backups_tools.repository.locations import default_repository
-from incremental_backups_tools.repository.open import StoreAddress, is_url
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.tiered import TieredAddress
 

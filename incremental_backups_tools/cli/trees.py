@@ -16,7 +16,7 @@ from incremental_backups_tools.cli.rendering import count_text, size_text
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.heap.sync.apply import ApplyReport
 from incremental_backups_tools.heap.sync.places import DEFAULT_THREADS
-from incremental_backups_tools.repository.open import StoreAddress
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.tree.entry import printable
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

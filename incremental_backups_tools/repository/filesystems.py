@@ -31,6 +31,7 @@ from incremental_backups_tools.exceptions import (
     RepositoryError,
     RepositoryNotFoundError,
 )
+from incremental_backups_tools.repository.address import StoreAddress, is_url
 from incremental_backups_tools.repository.change_keys import (
     BY_TIME,
     ChangeKeyGetter,
@@ -38,8 +39,8 @@ from incremental_backups_tools.repository.change_keys import (
     modification_time_ns,
 )
 from incremental_backups_tools.repository.local import LocalStore
-from incremental_backups_tools.repository.open import StoreAddress, is_url, open_store
 from incremental_backups_tools.repository.open import open_filesystem as open_remote
+from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote import FsspecStore
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.retrying import Retrier, describe

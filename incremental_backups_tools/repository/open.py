@@ -6,13 +6,13 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import fsspec.core
 from fsspec import AbstractFileSystem
 
 from incremental_backups_tools.exceptions import RepositoryError
+from incremental_backups_tools.repository.address import LOCAL_URL, StoreAddress, is_url
 from incremental_backups_tools.repository.local import LocalStore
 from incremental_backups_tools.repository.remote import FsspecStore, WebdavStore
 from incremental_backups_tools.repository.remote_base import RemoteOptions
@@ -22,9 +22,6 @@ from incremental_backups_tools.repository.store import Store
 
 DISTRIBUTION = "incremental-backups-tools"
 
-# A protocol, or a chain of them that ends in one: 'memory://', 'simplecache::s3://bucket'.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::.*://)", re.DOTALL)
-_LOCAL_URL = re.compile(r"(?:file|local)://", re.IGNORECASE)
 _PROTOCOL = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]*)(?=://|::|$)")
 _PASSWORD = re.compile(r"(//[^/@:]*):[^/]*@")
 
@@ -56,28 +53,6 @@ _LIBRARY_OF: Mapping[str, _Library] = {
     "webdav": _WEBDAV,
     "dav": _WEBDAV,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StoreAddress(os.PathLike[str]):
-    """A directory or a URL together with what is needed to open it; stands wherever a URL may stand.
-
-    Attributes:
-        storage_options: what the filesystem's class takes: keys, endpoints, ports.
-        remote_options: limits, retries, and where objects wait for their upload.
-    """
-
-    url: str
-    storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
-    remote_options: RemoteOptions = field(default_factory=RemoteOptions)
-
-    def __fspath__(self) -> str:
-        return self.url
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is reached by a protocol, and not a directory of this machine."""
-    return bool(_URL.match(place)) and not _LOCAL_URL.match(place)
 
 
 def open_store(place: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Store:
@@ -136,7 +111,7 @@ def open_filesystem(url: str, storage_options: Mapping[str, object]) -> tuple[Ab
 
 
 def _local_path(url: str) -> str:
-    match = _LOCAL_URL.match(url)
+    match = LOCAL_URL.match(url)
     if match is None:
         return url
     fs_path = url[match.end() :]

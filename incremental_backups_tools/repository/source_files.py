@@ -17,12 +17,13 @@ from blake3 import blake3
 from fsspec import AbstractFileSystem
 
 from incremental_backups_tools.exceptions import RepositoryError, SourceError
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.change_keys import (
     ChangeKeyGetter,
     change_key_getter,
     modification_time_ns,
 )
-from incremental_backups_tools.repository.open import StoreAddress, is_url, open_filesystem
+from incremental_backups_tools.repository.open import open_filesystem
 from incremental_backups_tools.repository.remote import OBJECT_STORES, protocols_of
 from incremental_backups_tools.repository.retrying import Retrier, describe
 
@@ -204,10 +205,3 @@ class SourceFiles:
         except Exception as error:
             # Each protocol's library has errors of its own, which have no other base in common.
             raise SourceError(f"cannot {action}: {describe(error)}") from error
-
-
-def address_of(place: object) -> StoreAddress | None:
-    """The URL that *place* names, with what is needed to open it; None for a directory of this machine."""
-    if isinstance(place, StoreAddress):
-        return place if is_url(place.url) else None
-    return StoreAddress(place) if isinstance(place, str) and is_url(place) else None

@@ -16,7 +16,7 @@ from incremental_backups_tools.heap.sync.places import open_tree_at
 from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
 from incremental_backups_tools.heap.sync.syncing import sync_trees
 from incremental_backups_tools.heap.sync.tree import FileTree, Listing
-from incremental_backups_tools.repository.open import StoreAddress
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.retrying import RetryPolicy
 

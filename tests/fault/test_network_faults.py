@@ -12,7 +12,8 @@ from support.proxy import Action, Fault, FaultProxy, proxy_before
 from support.servers import BUCKET, Server, s3_client
 
 from incremental_backups_tools.exceptions import ObjectExistsError, RepositoryError, RepositoryNotFoundError
-from incremental_backups_tools.repository.open import StoreAddress, open_store
+from incremental_backups_tools.repository.address import StoreAddress
+from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.repository import Repository
 from incremental_backups_tools.repository.retrying import RetryPolicy

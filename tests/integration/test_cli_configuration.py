@@ -11,7 +11,7 @@ from support.command import run_ibt
 from incremental_backups_tools.cli.config import Config, read_config
 from incremental_backups_tools.cli.options import Settings, value_of
 from incremental_backups_tools.cli.place import find_place
-from incremental_backups_tools.repository.open import StoreAddress
+from incremental_backups_tools.repository.address import StoreAddress
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from support.command import PROGRAM, WITHOUT_OVERRIDE, command_environment, cont
 
 from incremental_backups_tools.heap.sync.places import open_tree_at
 from incremental_backups_tools.heap.sync.syncing import sync_trees
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.filesystems import store_at
 from incremental_backups_tools.repository.locks import KeyLock
-from incremental_backups_tools.repository.open import StoreAddress
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from incremental_backups_tools.heap.sync.places import open_tree_at
 from incremental_backups_tools.heap.sync.snapshooter import Snapshooter
 from incremental_backups_tools.heap.sync.syncing import sync_trees
 from incremental_backups_tools.heap.sync.tree import FileTree, Listing
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.filesystems import store_at
-from incremental_backups_tools.repository.open import StoreAddress
 
 # What adlfs hands to its HTTP library is adlfs' business; that library warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")

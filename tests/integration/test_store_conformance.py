@@ -25,7 +25,8 @@ from incremental_backups_tools.exceptions import (
     RepositoryNotFoundError,
     UnsafePathError,
 )
-from incremental_backups_tools.repository.open import StoreAddress, open_store
+from incremental_backups_tools.repository.address import StoreAddress
+from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote import FsspecStore
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 from incremental_backups_tools.repository.store import ObjectInfo, Store

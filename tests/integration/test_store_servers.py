@@ -16,9 +16,10 @@ from support.proxy import FaultProxy, proxy_before
 from support.servers import BUCKET, Server, s3_client
 
 from incremental_backups_tools.exceptions import ObjectExistsError, RepositoryError
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.azure import AzureStore
 from incremental_backups_tools.repository.limits import Limits, TokenBucket
-from incremental_backups_tools.repository.open import StoreAddress, open_store
+from incremental_backups_tools.repository.open import open_store
 from incremental_backups_tools.repository.remote_base import RemoteOptions, Upload
 from incremental_backups_tools.repository.retrying import RetryPolicy
 from incremental_backups_tools.repository.s3 import S3Store

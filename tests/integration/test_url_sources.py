@@ -21,8 +21,9 @@ from incremental_backups_tools import full_backup, incremental_backup, restore_b
 from incremental_backups_tools.chain.look import iter_entries
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.exceptions import SourceError
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, modification_time_ns
-from incremental_backups_tools.repository.open import StoreAddress, open_filesystem
+from incremental_backups_tools.repository.open import open_filesystem
 from incremental_backups_tools.tree.exclusion import ExclusionRules
 
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from incremental_backups_tools.heap.sync.local import LocalTree
 from incremental_backups_tools.heap.sync.tree import FileTree, RemoteTree
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
 from incremental_backups_tools.repository.filesystems import local_path_of, open_filesystem
-from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.repository.remote_base import RemoteOptions
 
 DEFAULT_THREADS: Final = 8

@@ -43,11 +43,11 @@ from incremental_backups_tools.heap.sync.snapshot import (
 )
 from incremental_backups_tools.heap.sync.tables import Table
 from incremental_backups_tools.heap.sync.tree import FileTree, Problems
+from incremental_backups_tools.repository.address import StoreAddress
 from incremental_backups_tools.repository.change_keys import CHANGE_KEYS, ChangeKeyGetter
 from incremental_backups_tools.repository.filesystems import store_at, store_on
 from incremental_backups_tools.repository.layout import encode_backup_id
 from incremental_backups_tools.repository.locks import KeyLock
-from incremental_backups_tools.repository.open import StoreAddress
 from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.tree.entry import Entry
 
