@@ -1,7 +1,8 @@
 """What an increment costs with other lengths of blocks, and its deltas at other levels of compression.
 
 Every file that differs between two successive versions is signed, compared and signed again with blocks of each
-length; then each policy is put together from that. Signatures of changed files are deltas where that is smaller,
+length; then each policy is put together from that. So it is once more with deltas of the old bytes, beside which
+signatures only stand in reserve. Signatures of changed files are deltas where that is smaller,
 and files whose delta does not pay are whole copies, as in a backup.
 """
 
@@ -13,16 +14,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
-from incremental_backups_tools.chain.policy import HARD_LEVEL, MAX_DELTA_SHARE, is_signed
+from incremental_backups_tools.chain.policy import COARSE_SIGNING, HARD_LEVEL, MAX_DELTA_SHARE, is_signed
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
-from incremental_backups_tools.delta import Signature, choose_block_len, delta, signature
+from incremental_backups_tools.delta import Signature, choose_block_len, delta, exact_delta, signature
 
 MIB: Final = 1 << 20
 BLOCK_LENS: Final = [256 << number for number in range(8)]
@@ -36,7 +37,7 @@ class Change:
     """A file that changed, and by block length its delta, its new signature and what is stored of that."""
 
     path: str
-    old_size: int
+    old: bytes
     new: bytes
     deltas: dict[int, bytes]
     signatures: dict[int, bytes]
@@ -57,6 +58,9 @@ def sweep(trees: Sequence[Path], databases: Sequence[Path]) -> None:
     steps = [compare(old, new) for old, new in pairwise(trees)]
     print_policies(steps, tree_policies())
     print_levels(steps)
+    exact = [with_exact_deltas(step) for step in steps]
+    print_policies(exact, reserve_policies())
+    print_levels(exact)
     print_policies([compare(*databases)], {str(length): fixed(length) for length in BLOCK_LENS[1:]})
 
 
@@ -67,6 +71,18 @@ def tree_policies() -> dict[str, Policy]:
         for multiple in (16, 32, 64):
             policies[f"root of {multiple} x size, from {smallest}"] = rooted(multiple, smallest)
     return policies | {"as chosen": choose_block_len}
+
+
+def reserve_policies() -> dict[str, Policy]:
+    """Some times as long as where deltas are made of signatures."""
+    policies = {f"{length}": fixed(length) for length in BLOCK_LENS[3:7]}
+    for times in (1, 2, 4, 8):
+        policies[f"{times} x as for deltas"] = multiplied(times)
+    return policies | {"as chosen": COARSE_SIGNING.choose}
+
+
+def multiplied(times: int) -> Policy:
+    return lambda size: times * choose_block_len(size)
 
 
 def fixed(length: int) -> Policy:
@@ -102,9 +118,18 @@ def compare(old_top: Path, new_top: Path) -> Step:
     return Step(f"{old_top.name} to {new_top.name}", list(old_sizes.values()), changes)
 
 
+def with_exact_deltas(step: Step) -> Step:
+    """The same with deltas of the old bytes, whatever the length of blocks."""
+    changes = []
+    for change in step.changes:
+        made = exact_delta(change.old, change.new)
+        changes.append(replace(change, deltas=dict.fromkeys(BLOCK_LENS, made)))
+    return replace(step, name=f"{step.name}, deltas of the old bytes", changes=changes)
+
+
 def change_of(path: str, old_path: Path, new_path: Path) -> Change:
     old, new = old_path.read_bytes(), new_path.read_bytes()
-    change = Change(path, len(old), new, {}, {}, {})
+    change = Change(path, old, new, {}, {}, {})
     for length in BLOCK_LENS:
         before = Signature.from_bytes(signature(old, block_len=length))
         change.deltas[length] = delta(new, before)
@@ -128,13 +153,13 @@ def packed_len(members: Sequence[tuple[str, bytes]], *, level: int, first_level:
 
 def is_delta(change: Change, policy: Policy) -> bool:
     """Whether the file is stored as a delta under *policy*."""
-    share = len(change.deltas[policy(change.old_size)]) / max(len(change.new), 1)
-    return is_signed(change.old_size) and is_signed(len(change.new)) and share <= MAX_DELTA_SHARE
+    share = len(change.deltas[policy(len(change.old))]) / max(len(change.new), 1)
+    return is_signed(len(change.old)) and is_signed(len(change.new)) and share <= MAX_DELTA_SHARE
 
 
 def deltas_of(step: Step, policy: Policy) -> list[tuple[str, bytes]]:
     return [
-        (change.path, change.deltas[policy(change.old_size)])
+        (change.path, change.deltas[policy(len(change.old))])
         for change in step.changes
         if is_delta(change, policy)
     ]
@@ -142,7 +167,7 @@ def deltas_of(step: Step, policy: Policy) -> list[tuple[str, bytes]]:
 
 def signatures_of(step: Step, policy: Policy) -> Iterator[tuple[str, bytes]]:
     for change in step.changes:
-        length = policy(change.old_size)
+        length = policy(len(change.old))
         stored = change.signature_deltas[length] if is_delta(change, policy) else None
         if stored is not None:
             yield change.path, stored
@@ -175,4 +200,4 @@ def print_levels(steps: Sequence[Step]) -> None:
         for level in LEVELS:
             start = time.process_time()
             size = packed_len(members, level=level)
-            print(f"{step.name:24}{level:4}{size / 1024:10.0f}{time.process_time() - start:8.2f}", flush=True)
+            print(f"{step.name:48}{level:4}{size / 1024:10.0f}{time.process_time() - start:8.2f}", flush=True)

@@ -23,6 +23,7 @@ from incremental_backups_tools.delta import (
     compose,
     delta,
     delta_and_signature,
+    exact_delta,
     patch,
     signature,
 )
@@ -89,6 +90,8 @@ def run_round(rng: random.Random) -> None:
     assert agree(lambda kernel: patch(first, one, kernel=kernel)) == second
     both = agree(lambda kernel: compose(one, two, kernel=kernel))
     assert agree(lambda kernel: patch(first, both, kernel=kernel)) == third
+    exact = agree(lambda kernel: exact_delta(first, second, kernel=kernel))
+    assert patch(first, exact) == second
     out = io.BytesIO()
     delta_and_signature(second, old, out, block_len=options["block_len"], threads=rng.choice((1, 2)))
     assert patch(first, out.getvalue()) == second

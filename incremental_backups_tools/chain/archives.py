@@ -108,11 +108,16 @@ class Archives:
             functools.partial(self._store.read_range, name), size, name=name, cache=self._cache
         )
 
-    def signature_of(self, resolved: ResolvedEntry) -> Signature | None:
+    def signature_of(
+        self, resolved: ResolvedEntry, *, otherwise: str = "the file is stored whole"
+    ) -> Signature | None:
         """The signature of an entry's content; None where there is none that can be trusted.
 
         A wrong signature would be silent loss: a delta against it patches to wrong bytes without an error. So
         it is compared with the digest that its state promises, and whatever fails means a whole copy.
+
+        Args:
+            otherwise: what the log says that happens without it.
         """
         if resolved.sig_digest is None or not resolved.sigs:
             return None
@@ -128,7 +133,7 @@ class Archives:
                 )
             return Signature.from_bytes(raw)
         except BackupError as error:
-            log.warning("%s; the file is stored whole", error)
+            log.warning("%s; %s", error, otherwise)
             return None
 
     def raw_signature(self, locations: tuple[Location, ...]) -> bytes:

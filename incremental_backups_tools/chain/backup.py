@@ -300,6 +300,7 @@ class _Run:
             archives=archives,
             known=draft.known_content(parent),
             moved=moved,
+            reads_old=self._repository.store.is_at_hand,
         )
         packer = Packer(
             is_full=draft.kind == FULL,

@@ -10,42 +10,56 @@ abandoned read had put into a volume is taken back.
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
 from collections.abc import Iterable
-from typing import BinaryIO, Final, NamedTuple, cast
+from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
 
-from incremental_backups_tools.archive.members import file_member, plain_member, sparse_member
-from incremental_backups_tools.archive.sparse_map import encode_sparse_map
+from incremental_backups_tools.archive.members import file_member, plain_member
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.content_reading import (
+    SMALL_FILE_LEN,
+    DeltaReading,
+    HashOnly,
+    InMemory,
+    Reading,
+    WholeReading,
+)
 from incremental_backups_tools.chain.known_content import Known, KnownContent
 from incremental_backups_tools.chain.moved_files import MovedFiles
+from incremental_backups_tools.chain.old_content import OldContents
 from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain
-from incremental_backups_tools.chain.policy import MIN_SHARED_LEN, delta_pays, is_signed, may_delta
+from incremental_backups_tools.chain.policy import (
+    COARSE_SIGNING,
+    FINE_SIGNING,
+    MAX_EXACT_LEN,
+    MIN_SHARED_LEN,
+    delta_pays,
+    is_signed,
+    may_delta,
+)
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
 from incremental_backups_tools.chain.volumes import VolumeSet
 from incremental_backups_tools.delta import (
-    DeltaAndSignatureBuilder,
     Signature,
-    SignatureBuilder,
-    choose_block_len,
+    exact_delta,
 )
-from incremental_backups_tools.exceptions import SourceError
+from incremental_backups_tools.delta import delta as make_delta
+from incremental_backups_tools.delta import signature as make_signature
+from incremental_backups_tools.delta.small_files import SmallFileSigning
+from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
-from incremental_backups_tools.tree.metadata import capture, plain_entry
+from incremental_backups_tools.tree.metadata import plain_entry
 from incremental_backups_tools.tree.read_ahead import ReadFile, ReadFiles
-from incremental_backups_tools.tree.reading import OpenedFile, read_stable
-from incremental_backups_tools.tree.sparse import data_len, iter_zeros
+from incremental_backups_tools.tree.reading import read_stable
 from incremental_backups_tools.tree.walk import Found
 
-# A file up to this size is held in memory while it is read, so that it needs no rollback.
-SMALL_FILE_LEN: Final = 1 << 20
-_DELTA_SPOOL_LEN: Final = 4 << 20
+log = logging.getLogger(__name__)
 
 
 class StoredContent(msgspec.Struct, frozen=True):
@@ -81,129 +95,6 @@ class StoredFiles(NamedTuple):
     plain: PlainFiles
 
 
-class _Reading:
-    """Part of every consumer: the file as it is read, its digest, how much was read."""
-
-    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile) -> None:
-        try:
-            entry = capture(found, opened.stat, fd=opened.fd)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{printable(found.rel_path)}: cannot read its metadata: {error}") from error
-        self.entry = msgspec.structs.replace(entry, sparse=opened.extents, change_key=opened.change_key)
-        self.hasher = blake3()
-        self._storer = storer
-
-    @property
-    def data_len(self) -> int:
-        """How much of the content is not in holes."""
-        return self.entry.size if self.entry.sparse is None else data_len(self.entry.sparse)
-
-    def update(self, chunk: bytes) -> None:
-        """Data of the file."""
-        self._storer.bytes_read += len(chunk)
-        self.take(chunk)
-        self.store(chunk)
-
-    def hole(self, length: int) -> None:
-        """A hole, which is part of the content, but needs neither reading nor storing."""
-        for zeros in iter_zeros(length):
-            self.take(zeros)
-
-    def take(self, chunk: bytes) -> None:
-        """Whatever is made of the whole content."""
-        self.hasher.update(chunk)
-
-    def store(self, chunk: bytes) -> None:
-        """Keep data."""
-
-
-class _HashOnly(_Reading):
-    """Reads to compare: most likely nothing changed."""
-
-    def abandon(self) -> None:
-        """Nothing was stored."""
-
-
-class _Delta(_Reading):
-    """Makes a delta against the old signature, and the new signature, in one pass."""
-
-    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile, old: Signature) -> None:
-        super().__init__(storer, found, opened)
-        self.out = cast(BinaryIO, tempfile.SpooledTemporaryFile(_DELTA_SPOOL_LEN, prefix="ibt-delta-"))
-        block_len = choose_block_len(opened.stat.st_size, before=old.block_len)
-        self._builder = DeltaAndSignatureBuilder(old, out=self.out, block_len=block_len)
-
-    def take(self, chunk: bytes) -> None:
-        super().take(chunk)
-        self._builder.update(chunk)
-
-    def abandon(self) -> None:
-        self.out.close()
-
-    def finish(self) -> tuple[int, bytes]:
-        """The length of the delta and the new signature."""
-        result = self._builder.finish()
-        return result.stats.delta_len, result.signature
-
-
-class _Whole(_Reading):
-    """Puts the whole content into a volume: at once from memory, or as it comes when it is large.
-
-    A file with holes is a sparse member: its map, then its data alone.
-    """
-
-    def __init__(self, storer: ContentStorer, found: Found, opened: OpenedFile, volumes: VolumeSet) -> None:
-        super().__init__(storer, found, opened)
-        size = opened.stat.st_size
-        self._volumes = volumes
-        self._map = b"" if opened.extents is None else encode_sparse_map(opened.extents)
-        if opened.extents is None:
-            self._member = file_member(self.entry)
-        else:
-            self._member = sparse_member(self.entry, len(self._map) + self.data_len)
-        self._signature = SignatureBuilder(block_len=choose_block_len(size)) if is_signed(size) else None
-        self._chunks: list[bytes] | None = None
-        self._location: Location | None = None
-        if self._member.size <= SMALL_FILE_LEN:
-            self._chunks = [self._map]
-        else:
-            self._location = volumes.begin(self._member)
-            volumes.write(self._map)
-
-    def take(self, chunk: bytes) -> None:
-        super().take(chunk)
-        if self._signature is not None:
-            self._signature.update(chunk)
-
-    def store(self, chunk: bytes) -> None:
-        if self._chunks is None:
-            self._volumes.write(chunk)
-        else:
-            self._chunks.append(chunk)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether nothing is in a volume yet."""
-        return self._chunks is not None
-
-    def abandon(self) -> None:
-        if self._chunks is None:
-            self._volumes.rollback()
-        self._chunks = []
-
-    def finish(self) -> tuple[Location, bytes | None]:
-        """Where the content lies, and its signature."""
-        location = self._location
-        if location is None:
-            location = self._volumes.add(self._member, b"".join(self._chunks or ()))
-        else:
-            self._volumes.end()
-        if self.entry.sparse is not None:
-            offset = location.offset + len(self._map)
-            location = Location(location.file, offset, self.data_len, self.entry.sparse)
-        return location, self._signature.finish() if self._signature is not None else None
-
-
 class ContentStorer:
     """Stores contents for one backup.
 
@@ -214,6 +105,7 @@ class ContentStorer:
         archives: where the parent's signatures are read; None in a full.
         known: the contents that need not be stored again.
         moved: what new files may have been; None in a full.
+        reads_old: *archives* gives the old contents as cheaply as the new ones are read.
     """
 
     def __init__(
@@ -225,6 +117,7 @@ class ContentStorer:
         archives: Archives | None,
         known: KnownContent,
         moved: MovedFiles | None = None,
+        reads_old: bool = False,
     ) -> None:
         self._whole = whole
         self._updated = updated
@@ -232,7 +125,14 @@ class ContentStorer:
         self._archives = archives
         self._known = known
         self._moved = moved
+        self._old = OldContents(archives) if archives is not None and reads_old else None
+        self.signing = COARSE_SIGNING if reads_old else FINE_SIGNING
         self.bytes_read = 0
+
+    @property
+    def small_file_signing(self) -> SmallFileSigning:
+        """How the files are to be signed that are read ahead."""
+        return self.signing.small_files
 
     def store(
         self, found: Found, parent: ResolvedEntry | None, read: ReadFile | None = None
@@ -255,7 +155,7 @@ class ContentStorer:
         before = holder.content_digest if holder is not None else None
         bases = self._moved.candidates(found.rel_path, found.stat) if self._moved and parent is None else []
         if is_alike or ((size > SMALL_FILE_LEN or bases) and self._known.has_size(size, but=before)):
-            reading, _, stable = read_stable(found, lambda opened: _HashOnly(self, found, opened))
+            reading, _, stable = read_stable(found, lambda opened: HashOnly(self, found, opened))
             held = self._held(reading, stable, holder)
             if held is not None:
                 return held
@@ -315,7 +215,7 @@ class ContentStorer:
             sig = self._add_signature(entry, read.signature)
         return StoredContent(entry, location, False, sig, True, self.bytes_read)
 
-    def _held(self, reading: _Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
+    def _held(self, reading: Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
         """What was read, if nothing need be stored of it."""
         digest = reading.hasher.digest()
         if parent is not None and digest == parent.content_digest:
@@ -333,7 +233,7 @@ class ContentStorer:
             sig = SignatureRef(place.file, place.offset, place.length, known.resolved.sig_digest)
         return StoredContent(entry, data[-1], len(data) > 1, sig, stable, self.bytes_read, known)
 
-    def _same(self, reading: _Reading, stable: bool, parent: ResolvedEntry) -> StoredContent:
+    def _same(self, reading: Reading, stable: bool, parent: ResolvedEntry) -> StoredContent:
         entry = _with_digest(reading)
         if parent.entry.sparse is not None and entry.sparse is not None:
             # Where exactly holes are may change without anybody writing; that alone is no change.
@@ -343,15 +243,18 @@ class ContentStorer:
     def _store_delta(
         self, found: Found, base: ResolvedEntry, parent: ResolvedEntry | None
     ) -> StoredContent | None:
-        """Store a delta of *base* if that has a signature and it pays; None where a whole copy is better."""
+        """Store a delta of *base* if one can be made and it pays; None where a whole copy is better."""
         if self._updated is None or self._archives is None:
             return None
-        if not is_signed(found.stat.st_size) or not may_delta(found.stat.st_size, base.data):
+        size = found.stat.st_size
+        if not is_signed(size) or not may_delta(size, base.data):
             return None
+        if self._old is not None and max(size, base.entry.size) <= MAX_EXACT_LEN:
+            return self._store_small_delta(found, base, parent, self._archives, self._old, self._updated)
         old = self._archives.signature_of(base)
         if old is None:
             return None
-        reading, info, stable = read_stable(found, lambda opened: _Delta(self, found, opened, old))
+        reading, info, stable = read_stable(found, lambda opened: DeltaReading(self, found, opened, old))
         try:
             held = self._held(reading, stable, parent)
             if held is not None:
@@ -367,7 +270,51 @@ class ContentStorer:
         finally:
             reading.out.close()
 
-    def _add_delta(self, volumes: VolumeSet, reading: _Delta, delta_len: int) -> Location:
+    def _store_small_delta(
+        self,
+        found: Found,
+        base: ResolvedEntry,
+        parent: ResolvedEntry | None,
+        archives: Archives,
+        contents: OldContents,
+        updated: VolumeSet,
+    ) -> StoredContent | None:
+        """As :meth:`_store_delta`, of the bytes of *base* where those can be reached, else of its signature."""
+        reading, info, stable = read_stable(found, lambda opened: InMemory(self, found, opened))
+        held = self._held(reading, stable, parent)
+        if held is not None:
+            return held
+        if reading.is_too_long:
+            return None
+        content = reading.content()
+        try:
+            before = contents.read(base)
+        except BackupError as error:
+            log.warning("%s; %s is stored whole", error, printable(found.rel_path))
+            return None
+        otherwise = "the file is stored whole" if before is None else "its new signature is stored whole"
+        old = archives.signature_of(base, otherwise=otherwise)
+        if before is not None:
+            data = exact_delta(before, content)
+        elif old is not None:
+            data = make_delta(content, old)
+        else:
+            return None
+        if not delta_pays(reading.data_len, len(data), base.data):
+            return None
+        location = updated.add(file_member(reading.entry, size=len(data)), data)
+        sig = None
+        if is_signed(info.st_size):
+            block_len = self.signing.block_len(
+                info.st_size, before=old.block_len if old is not None else None
+            )
+            sig = self._add_signature(reading.entry, make_signature(content, block_len=block_len), old)
+        moved_from = base if parent is None else None
+        return StoredContent(
+            _with_digest(reading), location, True, sig, stable, self.bytes_read, base=moved_from
+        )
+
+    def _add_delta(self, volumes: VolumeSet, reading: DeltaReading, delta_len: int) -> Location:
         member = file_member(reading.entry, size=delta_len)
         reading.out.seek(0)
         if delta_len <= SMALL_FILE_LEN:
@@ -379,7 +326,7 @@ class ContentStorer:
         return location
 
     def _store_whole(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
-        reading, _, stable = read_stable(found, lambda opened: _Whole(self, found, opened, self._whole))
+        reading, _, stable = read_stable(found, lambda opened: WholeReading(self, found, opened, self._whole))
         # One that is in a volume already was hashed before, or its size is nobody's: it would not be found.
         held = self._held(reading, stable and reading.is_held, parent)
         if held is not None:
@@ -403,7 +350,7 @@ def _signature_lens(files: Iterable[ReadFile]) -> list[int]:
     return [len(file.signature) for file in files if file.signature is not None]
 
 
-def _with_digest(reading: _Reading) -> Entry:
+def _with_digest(reading: Reading) -> Entry:
     return msgspec.structs.replace(reading.entry, digest=reading.hasher.digest())
 
 

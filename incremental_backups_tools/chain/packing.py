@@ -17,7 +17,6 @@ import msgspec
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
 from incremental_backups_tools.chain.index_cache import CachedEntry, CachedLines
-from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING
 from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.volumes import VolumeSet
@@ -88,7 +87,7 @@ class Packer:
             RepositoryError: a volume cannot be written.
         """
         if parent is None:
-            for item in ReadAhead(walk, SMALL_FILE_SIGNING):
+            for item in ReadAhead(walk, self._storer.small_file_signing):
                 if isinstance(item, ReadFiles):
                     self._pack_files(item)
                 elif not self._is_socket(item):

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from incremental_backups_tools.delta.block_length import choose_block_len
+from incremental_backups_tools.delta.block_length import choose_block_len, keep_block_len
 from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.tree.entry import Location
@@ -29,6 +30,15 @@ MAX_DELTA_SHARE: Final = 0.5
 # shell restores, nor an archive that lacks files.
 MIN_SHARED_LEN: Final = 64
 
+# A delta may be made of the old bytes, where those are at hand, up to this size of either file: both and an index of
+# three times the old one are held in memory. Between two releases of Linux no file changes that is as large. What is
+# larger mostly is a database or an image, whose blocks stay where they are: there a signature finds as much.
+MAX_EXACT_LEN: Final = 4 << 20
+# Then a signature serves only who cannot read the old bytes some day, and its blocks are so many times as long: an
+# insertion moves all that are behind it, and each of them costs its 20 bytes in the increment. Measured in
+# ``docs/delta.rst``: twice as long again spares less than a fifth, and makes the reserve half as dear again.
+_COARSE: Final = 4
+
 # A new file that may be an old one, moved and edited: trying costs reading a signature and the file once more, so
 # it is done where the copy that may be spared is worth it, with a few old files of about its size.
 MIN_MOVED_LEN: Final = 4096
@@ -36,9 +46,9 @@ MAX_MOVED_RATIO: Final = 2
 MAX_MOVED_TRIES: Final = 2
 
 # Deltas are few bytes, and so are the new files of most increments: their first frames are compressed harder. Deltas
-# between two releases of Linux, 7 MiB, take at level 3 1,823 KiB and 0.06 seconds of a processor, at 9 1,640 and 0.17,
-# at 12 1,628 and 0.26, at 15 1,609 and 1.05, at 19 1,505 and 2.69 (``python -m benchmarks.sizes --sweep``). The last is
-# a thirteenth less than at 12, for ten times the time.
+# between two releases of Linux take at level 3 266 KiB and 0.01 seconds of a processor, at 9 251 and 0.03, at 12 250
+# and 0.05, at 15 249 and 0.13, at 19 240 and 0.43 (``python -m benchmarks.sizes --sweep``). The last is a twenty-fifth
+# less than at 12, for eight times the time.
 HARD_LEVEL: Final = 12
 _SMALL_ROLES: Final = frozenset({Role.UPDATED, Role.CREATED})
 _FAST_LEVEL: Final = 2  # whoever asks for less than the default is in a hurry
@@ -54,10 +64,38 @@ def is_signed(size: int) -> bool:
     return size >= MIN_SIGNED_LEN
 
 
-# Both the block length and whether there is a signature depend on the bits of the size alone.
-SMALL_FILE_SIGNING: Final = SmallFileSigning.by_size(
-    lambda size: choose_block_len(size) if is_signed(size) else 0, max_len=AHEAD_FILE_LEN
-)
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """How long the blocks of signatures are.
+
+    Attributes:
+        choose: the block length for a size; one for all sizes of as many bits, where files are small.
+        small_files: the same, for files that are read ahead.
+    """
+
+    choose: Callable[[int], int]
+    small_files: SmallFileSigning
+
+    @classmethod
+    def by_size(cls, choose: Callable[[int], int]) -> Signing:
+        """With the block lengths that *choose* chooses."""
+        small_files = SmallFileSigning.by_size(
+            lambda size: choose(size) if is_signed(size) else 0, max_len=AHEAD_FILE_LEN
+        )
+        return cls(choose, small_files)
+
+    def block_len(self, size: int, *, before: int | None = None) -> int:
+        """The block length for a file of *size* bytes, whose signature so far has *before*: see `choose_block_len`."""
+        return keep_block_len(self.choose(size), before)
+
+
+def _coarse_block_len(size: int) -> int:
+    return choose_block_len(size) * (_COARSE if size <= MAX_EXACT_LEN else 1)
+
+
+# What deltas are made of signatures with, and what stands in reserve where they are made of the old bytes.
+FINE_SIGNING: Final = Signing.by_size(choose_block_len)
+COARSE_SIGNING: Final = Signing.by_size(_coarse_block_len)
 
 
 def may_delta(size: int, locations: Sequence[Location]) -> bool:

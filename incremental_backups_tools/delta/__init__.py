@@ -16,6 +16,7 @@ from incremental_backups_tools.delta.build import (
 )
 from incremental_backups_tools.delta.commands import Copy, Delta, Literal
 from incremental_backups_tools.delta.compose import compose
+from incremental_backups_tools.delta.exact import exact_delta
 from incremental_backups_tools.delta.formats import SignatureMagic
 from incremental_backups_tools.delta.kernels import has_native_kernel
 from incremental_backups_tools.delta.patch import patch
@@ -37,6 +38,7 @@ __all__ = [
     "compose",
     "delta",
     "delta_and_signature",
+    "exact_delta",
     "has_native_kernel",
     "patch",
     "signature",

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from incremental_backups_tools.delta._exact_twin import exact_delta
 from incremental_backups_tools.delta.formats import (
     COPY_N1_N1,
     END,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["build_table", "hash_blocks", "parse_commands", "search", "strong_sum", "weak_sum"]
+__all__ = ["build_table", "exact_delta", "hash_blocks", "parse_commands", "search", "strong_sum", "weak_sum"]
 
 LANES = 8
 """Windows taken at once where matches follow each other."""

@@ -8,6 +8,7 @@ __all__ = [
     "MAX_CHOSEN_LEN",
     "MIN_CHOSEN_LEN",
     "choose_block_len",
+    "keep_block_len",
     "rdiff_block_len",
     "rdiff_min_strong_len",
 ]
@@ -48,7 +49,11 @@ def choose_block_len(file_size: int, *, before: int | None = None) -> int:
     wanted = 1 << ((32 * file_size).bit_length() // 2)
     fewest = -(-file_size // _MAX_LARGE_BLOCKS)
     wanted = max(min(wanted, _LARGE_LEN), 1 << max(fewest - 1, 0).bit_length())
-    chosen = min(max(wanted, MIN_CHOSEN_LEN), MAX_CHOSEN_LEN)
+    return keep_block_len(min(max(wanted, MIN_CHOSEN_LEN), MAX_CHOSEN_LEN), before)
+
+
+def keep_block_len(chosen: int, before: int | None) -> int:
+    """The block length *before* while it is at most twice or half of the one *chosen*; else that."""
     return before if before is not None and chosen <= 2 * before <= 4 * chosen else chosen
 
 

@@ -112,6 +112,10 @@ class AgeStore(Store):
     def needs_preparing(self) -> bool:  # type: ignore[override]
         return self.base.needs_preparing
 
+    @property
+    def is_at_hand(self) -> bool:  # type: ignore[override]
+        return self.base.is_at_hand and bool(self.identities)
+
     # --- what is the same ---------------------------------------------------------------------------------
 
     def list_objects(self, prefix: str = "") -> list[ObjectInfo]:

@@ -41,6 +41,8 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class LocalStore(Store):
     """A directory; see :class:`Store` for what the methods promise."""
 
+    is_at_hand = True
+
     def __init__(self, fs_path: str | os.PathLike[str], *, file_mode: int = _FILE_MODE) -> None:
         """Name the directory; it is not looked at before it is used.
 

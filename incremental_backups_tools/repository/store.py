@@ -119,11 +119,14 @@ class Store(ABC):
         is_encrypted: backups' files have names in ``.age``, and their bytes are encrypted where they lie.
         needs_preparing: what :meth:`prepare` is asked for cannot be read before. Where this is false, nobody works
             out what it would have to be asked for.
+        is_at_hand: all that is stored can be read here, from this machine's own file systems: as cheaply as a file
+            that is to be stored.
     """
 
     url: str
     is_encrypted: bool = False
     needs_preparing: bool = False
+    is_at_hand: bool = False
 
     @property
     @abstractmethod

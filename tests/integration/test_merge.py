@@ -17,6 +17,7 @@ from support.command import content_of, damage, flip_middle, run_ibt
 from support.trees import build_nasty_tree, edit
 
 from incremental_backups_tools.chain.merge import merge_backups, rebase_backup
+from incremental_backups_tools.chain.policy import MAX_EXACT_LEN
 from incremental_backups_tools.exceptions import ChainError, RepositoryLockedError
 from incremental_backups_tools.repository.locks import KeyLock
 from incremental_backups_tools.repository.repository import Repository
@@ -480,8 +481,12 @@ def test_without_a_cache_the_next_backup_stores_deltas_all_the_same(chain: Chain
     chain.check()
 
 
-def test_a_damaged_signature_is_left_out_and_the_next_change_is_stored_whole(chain: Chain) -> None:
-    (chain.source / "one").write_bytes(rng.randbytes(300_000))
+@pytest.mark.parametrize(("size", "is_whole"), [(300_000, False), (MAX_EXACT_LEN + 1, True)])
+def test_a_damaged_signature_is_left_out_and_made_anew_with_the_next_change(
+    chain: Chain, size: int, is_whole: bool
+) -> None:
+    """Which is stored whole where the old bytes are not read."""
+    (chain.source / "one").write_bytes(rng.randbytes(size))
     chain.back_up()
     for _ in range(2):
         overwrite(chain.source / "one", 1000, rng.randbytes(100))
@@ -492,7 +497,7 @@ def test_a_damaged_signature_is_left_out_and_the_next_change_is_stored_whole(cha
     assert chain.index(1)[b"one"].sig_digest is None
     chain.prune()
     overwrite(chain.source / "one", 2000, rng.randbytes(100))
-    assert chain.back_up().total > 300_000
+    assert (chain.back_up().total > size) == is_whole
     assert chain.index(2)[b"one"].sig_digest is not None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.stories import Story, added, overwrite, roles
 
+from incremental_backups_tools.chain.policy import MAX_EXACT_LEN
 from incremental_backups_tools.chain.report import BackupReport
 
 rng = random.Random(6)
@@ -227,15 +228,17 @@ def test_it_is_found_without_the_cache_by_its_name_alone(story: Story) -> None:
     story.check()
 
 
-def test_a_damaged_signature_of_the_old_name_means_a_whole_copy(story: Story) -> None:
-    (story.source / "old.bin").write_bytes(rng.randbytes(100_000))
+@pytest.mark.parametrize(("size", "role"), [(100_000, "updated"), (MAX_EXACT_LEN + 1, "created")])
+def test_a_damaged_signature_of_the_old_name_is_made_no_delta_of(story: Story, size: int, role: str) -> None:
+    """Where the old bytes are read they do as well; else the file is stored whole."""
+    (story.source / "old.bin").write_bytes(rng.randbytes(size))
     report = story.back_up(full=True)
     new = (story.source / "old.bin").rename(story.source / "new.bin")
     edit(new)
     [vault] = [story.repository / file.path for file in report.files if file.role == "sigvault"]
     whole = vault.read_bytes()
-    vault.write_bytes(whole[:600] + bytes(byte ^ 1 for byte in whole[600:1600]) + whole[1600:])
+    vault.write_bytes(whole[:600] + bytes(byte ^ 1 for byte in whole[600:700]) + whole[700:])
 
-    assert "updated" not in roles(story.back_up())
+    assert roles(story.back_up()) & {"updated", "created"} == {role}
     vault.write_bytes(whole)
     story.check()

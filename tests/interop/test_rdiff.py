@@ -9,7 +9,16 @@ from itertools import pairwise
 
 import pytest
 
-from incremental_backups_tools.delta import Delta, Signature, SignatureMagic, compose, delta, patch, signature
+from incremental_backups_tools.delta import (
+    Delta,
+    Signature,
+    SignatureMagic,
+    compose,
+    delta,
+    exact_delta,
+    patch,
+    signature,
+)
 
 BLOCK_LEN = 512
 SIZES = [0, 1, BLOCK_LEN - 1, BLOCK_LEN, BLOCK_LEN + 1, 10 * BLOCK_LEN, 10 * BLOCK_LEN + 7]
@@ -73,6 +82,13 @@ def test_rdiff_applies_deltas_made_here(rdiff, kernel, magic, size):
     for new in (old, b"", edited(old, 1), noise(700, 9) + old, old[size // 2 :]):
         theirs = rdiff("-b", str(BLOCK_LEN), "-S", "16", *OPTIONS[magic], "signature", old)
         assert rdiff("patch", old, delta(new, Signature.from_bytes(theirs), kernel=kernel)) == new
+
+
+@pytest.mark.parametrize("size", [*SIZES, 70_000, 300_000])
+def test_rdiff_applies_deltas_made_of_the_old_bytes(rdiff, kernel, size):
+    old = noise(size)
+    for new in (old, b"", edited(old, 1), noise(70_000, 9) + old, old[size // 2 :], old[size // 2 :] + old):
+        assert rdiff("patch", old, exact_delta(old, new, kernel=kernel)) == new
 
 
 @pytest.mark.parametrize("magic", list(OPTIONS))

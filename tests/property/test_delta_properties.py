@@ -20,6 +20,7 @@ from incremental_backups_tools.delta import (
     compose,
     delta,
     delta_and_signature,
+    exact_delta,
     patch,
     signature,
 )
@@ -53,6 +54,31 @@ def test_a_patched_file_is_the_new_file_and_the_kernels_agree(old, new, block_le
     assert stats[0].strong_bytes <= 4 * len(new)
     assert [patch(old, outs[0].getvalue(), kernel=kernel) for kernel in KERNELS] == [new, new]
     assert Delta.from_bytes(outs[0].getvalue()).output_len == len(new)
+
+
+edits = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 80), files), max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(files, files, edits)
+def test_a_delta_of_the_old_bytes_makes_the_new_ones_and_the_kernels_agree(old, new, changes):
+    edited = old
+    for place, gone, put in changes:
+        edited = edited[:place] + put + edited[place + gone :]
+    for other in (new, edited):
+        (made, compared), again = (kernel.exact_delta(old, other) for kernel in KERNELS)
+        assert (made, compared) == again
+        assert made == exact_delta(old, other)
+        assert len(made) <= len(other) + 10
+        assert [patch(old, made, kernel=kernel) for kernel in KERNELS] == [other, other]
+        assert Delta.from_bytes(made).output_len == len(other)
+
+
+@settings(max_examples=100, deadline=None)
+@given(files, files, files)
+def test_deltas_of_old_bytes_compose(first, second, third):
+    composed = compose(exact_delta(first, second), exact_delta(second, third))
+    assert patch(first, composed) == third
 
 
 @settings(max_examples=100, deadline=None)

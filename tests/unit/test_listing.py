@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trees import NASTY_NAMES
 
-from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING, is_signed
+from incremental_backups_tools.chain.policy import COARSE_SIGNING, FINE_SIGNING, Signing, is_signed
 from incremental_backups_tools.delta import choose_block_len, signature
 from incremental_backups_tools.tree.entry import Entry, encode_line, line_of_entry
 from incremental_backups_tools.tree.listing import Listing, Reader, Reading, ReadLimits
@@ -35,7 +35,7 @@ def kind_of(name: str) -> type[Listing]:
 
 
 def reader_for(listing: Listing) -> Reader:
-    return importlib.import_module(type(listing).__module__).Reader(SMALL_FILE_SIGNING)
+    return importlib.import_module(type(listing).__module__).Reader(FINE_SIGNING.small_files)
 
 
 def read_ahead(listing: Listing, first: int, directory: int, limits: ReadLimits = LIMITS) -> Reading:
@@ -353,10 +353,11 @@ def test_files_are_signed_as_they_are_by_themselves(
             assert file.signature == signature(bytes(file.content), block_len=choose_block_len(size))
 
 
-def test_the_block_length_of_small_files_is_the_one_of_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signing", [FINE_SIGNING, COARSE_SIGNING])
+def test_the_block_length_of_small_files_is_the_one_of_all(signing: Signing) -> None:
     for size in range(0, AHEAD_FILE_LEN + 1, 37):
-        chosen = choose_block_len(size) if is_signed(size) else 0
-        assert SMALL_FILE_SIGNING.block_lens[size.bit_length()] == chosen
+        chosen = signing.block_len(size) if is_signed(size) else 0
+        assert signing.small_files.block_lens[size.bit_length()] == chosen
 
 
 def test_what_is_signed_in_no_known_way_is_refused() -> None:
@@ -376,7 +377,7 @@ def test_what_is_signed_in_no_known_way_is_refused() -> None:
 def test_only_a_reader_reads(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
     (tmp_path / "a").write_bytes(b"content")
     with pytest.raises(TypeError, match="by a Reader"):
-        kind(directory).read_ahead(0, directory, *LIMITS, SMALL_FILE_SIGNING)  # type: ignore[arg-type]
+        kind(directory).read_ahead(0, directory, *LIMITS, FINE_SIGNING.small_files)  # type: ignore[arg-type]
 
 
 def test_a_reader_that_is_closed_reads_at_once(tmp_path: Path, directory: int, kind: type[Listing]) -> None:

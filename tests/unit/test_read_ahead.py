@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from incremental_backups_tools.chain.policy import SMALL_FILE_SIGNING, is_signed
-from incremental_backups_tools.delta import choose_block_len, signature
+from incremental_backups_tools.chain.policy import COARSE_SIGNING, FINE_SIGNING, Signing, is_signed
+from incremental_backups_tools.delta import signature
 from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadAhead, ReadFile, ReadFiles
 from incremental_backups_tools.tree.walk import MAX_OPEN_DIRS, Found, Walk
 
@@ -41,9 +41,11 @@ def make_tree(root: Path) -> None:
         (deep / "y").write_bytes(b"content" * number)
 
 
-def names_of(root: Path) -> Generator[tuple[Found, ReadFile | None, int], None, None]:
+def names_of(
+    root: Path, signing: Signing = FINE_SIGNING
+) -> Generator[tuple[Found, ReadFile | None, int], None, None]:
     """Each name, with the file that it is where that was read, and since when."""
-    for item in ReadAhead(walk_over(root), SMALL_FILE_SIGNING):
+    for item in ReadAhead(walk_over(root), signing.small_files):
         if isinstance(item, ReadFiles):
             for file in item.files:
                 found = item.found(file)
@@ -53,15 +55,16 @@ def names_of(root: Path) -> Generator[tuple[Found, ReadFile | None, int], None, 
             yield item, None, 0
 
 
+@pytest.mark.parametrize("signing", [FINE_SIGNING, COARSE_SIGNING])
 def test_all_names_come_in_order_and_can_still_be_looked_at(
-    tmp_path: Path, no_open_descriptors: None
+    tmp_path: Path, no_open_descriptors: None, signing: Signing
 ) -> None:
     make_tree(tmp_path)
     expected = [found.rel_path for found in walk_over(tmp_path)]
 
     paths = []
     read_paths = set()
-    for found, read, _ in names_of(tmp_path):
+    for found, read, _ in names_of(tmp_path, signing):
         paths.append(found.rel_path)
         assert_can_be_looked_at(found)
         if read is not None:
@@ -70,7 +73,7 @@ def test_all_names_come_in_order_and_can_still_be_looked_at(
             assert read.inode == found.stat.st_ino
             assert (read.signature is not None) == is_signed(len(read.content))
             if read.signature is not None:
-                block_len = choose_block_len(len(read.content))
+                block_len = signing.block_len(len(read.content))
                 assert read.signature == signature(bytes(read.content), block_len=block_len)
 
     assert paths == expected

@@ -10,6 +10,7 @@
  *   blocks.c    the records of a signature: weak and strong sum of each block
  *   table.c     from a window's sums to the block that has them
  *   search.c    what of a new file is in the old one
+ *   exact.c     a delta of two buffers, where the old bytes are at hand
  *   parse.c     the commands of a delta
  *
  * Each fast loop has a plain one beside it that says the same thing and serves where the fast one is missing.
@@ -171,6 +172,18 @@ void ibt_search_windows(const ibt_table *table, ibt_search *search);
 /* The end of the stream: data[pos, len) is shorter than a block. Looks for its longest suffix that is the
  * last, short block of the old file; at most one match. */
 void ibt_search_tail(const ibt_table *table, ibt_search *search);
+
+/* --- delta of two buffers (exact.c) --- */
+
+enum { IBT_EXACT_MAX = 1 << 30 };  /* bytes of either */
+
+/* Numbers in the index that old_len bytes need, and bytes that a delta of new_len bytes has at most. */
+size_t ibt_exact_index_len(size_t old_len);
+size_t ibt_exact_delta_max(size_t new_len);
+/* Write the delta that makes new of old to out; returns its length. index and out have room as said above,
+ * *compared becomes how many bytes were compared, which is bounded by a multiple of new_len alone. */
+size_t ibt_exact_delta(const uint8_t *old, size_t old_len, const uint8_t *new, size_t new_len, uint32_t *index,
+                       uint8_t *out, uint64_t *compared);
 
 /* --- commands of a delta (parse.c) --- */
 

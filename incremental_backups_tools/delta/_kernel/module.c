@@ -218,6 +218,41 @@ exit:
 }
 
 static PyObject *
+native_exact_delta(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer old, new;
+    PyObject *delta = NULL;
+    uint32_t *index = NULL;
+    uint64_t compared = 0;
+    if (!PyArg_ParseTuple(args, "y*y*:exact_delta", &old, &new))
+        return NULL;
+    if (old.len > IBT_EXACT_MAX || new.len > IBT_EXACT_MAX) {
+        PyErr_SetString(PyExc_ValueError, "more bytes than a delta is made of at once");
+        goto exit;
+    }
+    index = PyMem_Malloc(ibt_exact_index_len((size_t)old.len) * sizeof *index);
+    if (!index) {
+        PyErr_NoMemory();
+        goto exit;
+    }
+    delta = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)ibt_exact_delta_max((size_t)new.len));
+    if (!delta)
+        goto exit;
+    size_t length;
+    Py_BEGIN_ALLOW_THREADS
+    length = ibt_exact_delta(old.buf, (size_t)old.len, new.buf, (size_t)new.len, index,
+                             (uint8_t *)PyBytes_AS_STRING(delta), &compared);
+    Py_END_ALLOW_THREADS
+    _PyBytes_Resize(&delta, (Py_ssize_t)length);
+exit:
+    PyMem_Free(index);
+    PyBuffer_Release(&old);
+    PyBuffer_Release(&new);
+    return delta ? Py_BuildValue("NK", delta, (unsigned long long)compared) : NULL;
+}
+
+static PyObject *
 native_parse_commands(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -255,6 +290,7 @@ static PyMethodDef methods[] = {
     {"search", native_search, METH_VARARGS,
      "search(table, data, pos, stop, base, next_block, false_bytes, known, known_first, is_last)\n"
      "-> (pos, next_block, false_bytes, strong_bytes, false_alarms, matches, is_full)"},
+    {"exact_delta", native_exact_delta, METH_VARARGS, "exact_delta(old, new) -> (delta, compared)"},
     {"parse_commands", native_parse_commands, METH_VARARGS, "parse_commands(data, base) -> (status, next, commands)"},
     {NULL, NULL, 0, NULL},
 };
