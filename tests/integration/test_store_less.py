@@ -221,12 +221,10 @@ def test_a_table_that_lies_makes_no_wrong_reference(story: Story) -> None:
 
     [table] = (story.top / "cache").rglob("index-contents")
     with sqlite3.connect(table) as connection:
-        rows = connection.execute("SELECT digest, frame, offset FROM content").fetchall()
+        rows = connection.execute("SELECT digest, path FROM content").fetchall()
         assert len(rows) == 2
-        for (digest, *_), (_, frame, offset) in zip(rows, rows[::-1], strict=True):
-            connection.execute(
-                "UPDATE content SET frame = ?, offset = ? WHERE digest = ?", (frame, offset, digest)
-            )
+        for (digest, _), (_, path) in zip(rows, rows[::-1], strict=True):
+            connection.execute("UPDATE content SET path = ? WHERE digest = ?", (path, digest))
     connection.close()
     (story.source / "a").rename(story.source / "moved")
 
