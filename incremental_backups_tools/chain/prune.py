@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any, Final
 
 from incremental_backups_tools.chain.archives import Archives
@@ -204,18 +203,13 @@ class _Pruning:
 
         Once the deltas below it are fewer, a file that one of them stored whole may be a delta again.
         """
-        worth = self._options.max_unused * MERGE_SHARE
         rewritten = {rewrite.backup_id for rewrite in plan.rewrites}
-        above = set(rewritten)
         more = []
-        for header in sorted(self._rewriter.history.stored_headers(), key=attrgetter("id")):
-            if header.parent not in above:
-                continue
-            above.add(header.id)
-            if header.id in rewritten or header.id not in plan.kept or _share_of_copies(header) < worth:
+        for header in self._rewriter.history.stored_headers():
+            if header.parent not in rewritten or header.id in rewritten or header.id not in plan.kept:
                 continue
             waste = self._measure(header.id, header.id, worth=0.0)
-            if waste.dead_bytes and waste.share >= worth:
+            if waste.dead_bytes and waste.share >= self._options.max_unused * MERGE_SHARE:
                 more.append(PlannedRewrite(header.id, "merge", (), waste))
                 self._rewriter.merge([header])
         return replace(plan, rewrites=(*plan.rewrites, *more))
@@ -306,13 +300,6 @@ class _Pruning:
         report.bytes_written = sum(
             rewrite.waste.total_bytes - rewrite.waste.dead_bytes for rewrite in plan.rewrites
         )
-
-
-def _share_of_copies(header: StateHeader) -> float:
-    """How much of a backup's archives are whole copies, from 0 to 1."""
-    total = sum(file.size for file in header.files)
-    copies = sum(file.size for file in header.files if file.role == Role.CREATED)
-    return copies / total if total else 0.0
 
 
 def _check_files(header: StateHeader, sizes: Mapping[str, int]) -> None:
