@@ -68,6 +68,7 @@ _TRANSIENT_CLASSES = frozenset(
         "httpx.TransportError",
         "requests.ConnectionError",
         "requests.Timeout",
+        "xml.ParseError",  # a WebDAV listing that came garbled
         "urllib3.HTTPError",
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -108,7 +109,11 @@ class StoreContract:
             assert spool.publish() == ObjectInfo("k/a", 8)
         assert store.read("k/a") == b"01234ABC"
 
-    def test_a_spool_that_is_not_published_leaves_nothing(self, store: Store) -> None:
+    def test_a_spool_that_is_not_published_leaves_nothing(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Where no other test's killed processes have left spool files.
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         store.create("other/a", b"x")
         with store.spool("k/a") as spool:
             spool.file.write(b"x" * 100_000)

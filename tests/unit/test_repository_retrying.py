@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import asyncssh
 import pytest
@@ -56,6 +57,7 @@ def caused_by(cause: Exception) -> OSError:
         azure_error(500),
         ServiceRequestError("connection"),
         ServiceResponseError("cut"),
+        ElementTree.ParseError("junk after document element"),
         asyncssh.ConnectionLost("lost"),
         asyncssh.SFTPConnectionLost("lost"),
     ],
