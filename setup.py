@@ -10,8 +10,9 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# Each is the module ``_native`` of a room, out of the C files below the room's ``_kernel``.
-ROOMS = ("chain", "delta", "tree")
+# Each is the module ``_native`` of a room, out of the C files below the room's ``_kernel``; and the rooms whose headers
+# these include: tree signs what it reads, and chain stores that.
+ROOMS = {"chain": ("tree", "delta"), "delta": (), "tree": ("delta",)}
 PACKAGE = Path("incremental_backups_tools")
 
 compile_args = ["-O3", "-std=gnu11", "-Wall", "-Wextra"]
@@ -25,13 +26,12 @@ if sanitizers := os.environ.get("IBT_SANITIZE"):
 
 
 def extension(room):
-    kernel = PACKAGE / room / "_kernel"
-    shared = PACKAGE / "delta" / "_kernel" / "kernel.h"  # tree signs what it reads
+    kernels = [PACKAGE / name / "_kernel" for name in (room, *ROOMS[room])]
     return Extension(
         f"incremental_backups_tools.{room}._native",
-        sources=sorted(map(str, kernel.glob("*.c"))),
-        depends=sorted({*map(str, kernel.glob("*.h")), str(shared)}),
-        include_dirs=[str(kernel), str(shared.parent)],
+        sources=sorted(map(str, kernels[0].glob("*.c"))),
+        depends=sorted(str(header) for kernel in kernels for header in kernel.glob("*.h")),
+        include_dirs=list(map(str, kernels)),
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         optional=not os.environ.get("IBT_REQUIRE_KERNEL"),

@@ -36,6 +36,9 @@ def main() -> None:
     for length in (1, 63, 64, 65, 128, 129, 1040):
         write("hash", f"random-{length}", b"\x07" + rng.randbytes(length))
     write("hash", "zeros", bytes(600))
+    write("blake3", "short-ones", bytes(range(40)))
+    write("blake3", "long-ones", bytes(range(128, 250, 4)))
+    write("blake3", "both", bytes([0, 255, 1, 129, 64, 130, 127, 254]))
 
 
 if __name__ == "__main__":

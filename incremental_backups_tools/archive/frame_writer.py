@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 import zstandard
@@ -25,13 +26,27 @@ HARD_FRAMES: Final = 8
 _threads: Final = threading.local()
 
 
+@dataclass(slots=True, eq=False)
+class _Next:
+    """What comes next in the file: a frame, once it is compressed, or a mark.
+
+    Attributes:
+        tar_len: bytes that the frame holds.
+    """
+
+    tar_len: int = 0
+    is_mark: bool = False
+    frame: bytes | None = None
+
+
 class FrameWriter:
     """Compresses what it is given, a frame a call, and closes the file with its seek table.
 
     The digest of the file is taken as the frames are written, so nothing is read back. Frames after the mark
     may be taken back by :meth:`rewind`; the state of the hash at the mark is kept for that (about 2 KB).
 
-    With a pool, the worker that has compressed a frame writes it, once the frame before is written.
+    With a pool, the worker that has compressed the frame that comes next in the file writes it, and with it those
+    behind it that are compressed by then: none waits for another.
 
     After an exception from the file or the compression nothing more can be written: what lies in the file is
     unknown, and every later call raises ``ValueError``.
@@ -40,8 +55,7 @@ class FrameWriter:
         file: as for VolumeWriter.
         level: zstd's.
         first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
-        pool: where to compress and write; None is in the calling thread. It must begin what it is given in the
-            order in which it is given it, as ThreadPoolExecutor does.
+        pool: where to compress and write, in whatever order; None is in the calling thread.
         max_in_flight: most frames that are compressed or wait for it at a time.
     """
 
@@ -60,6 +74,10 @@ class FrameWriter:
         self._pool = pool
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Future[None]] = deque()
+        self._order: deque[_Next] = deque()
+        self._lock = threading.Lock()  # of the order, and of who writes
+        self._is_writing = False
+        self._has_failed = False  # then nobody writes any more
         self._frame_count = 0  # with those in flight
         self._compressed_lens = array("I")
         self._tar_lens = array("I")
@@ -92,11 +110,8 @@ class FrameWriter:
         """Let :meth:`rewind` come back to here. There is one mark, the newest."""
         with self._all_or_unusable():
             self._mark = self._frame_count
-            if self._pool is not None and self._in_flight:
-                before = self._in_flight[-1]
-                self._in_flight.append(self._pool.submit(self._keep_hasher_after, before))
-            else:
-                self._keep_hasher_after(None)
+            self._order.append(_Next(is_mark=True))
+            self._write_ready()
 
     def rewind(self) -> None:
         """Forget all frames since the mark and cut the file there."""
@@ -146,25 +161,47 @@ class FrameWriter:
         """Wait until nothing is in flight."""
         while self._in_flight:
             self._in_flight.popleft().result()
+        self._write_ready()
 
     def _append(self, data: bytearray, level: int) -> None:
         """Compress and write a frame: in the pool side by side with others, in their order."""
         if self._pool is None:
             self._write_frame(self._compress(data, level), len(data))
             return
-        before = self._in_flight[-1] if self._in_flight else None
-        self._in_flight.append(self._pool.submit(self._append_after, before, data, level))
+        self._order.append(_Next(len(data)))
+        self._in_flight.append(self._pool.submit(self._compress_next, self._order[-1], data, level))
 
-    def _append_after(self, before: Future[None] | None, data: bytearray, level: int) -> None:
-        frame = self._compress(data, level)
-        if before is not None:
-            before.result()
-        self._write_frame(frame, len(data))
+    def _compress_next(self, item: _Next, data: bytearray, level: int) -> None:
+        item.frame = self._compress(data, level)
+        self._write_ready()
 
-    def _keep_hasher_after(self, before: Future[None] | None) -> None:
-        if before is not None:
-            before.result()
-        self._hasher_at_mark = self._hasher.copy()
+    def _write_ready(self) -> None:
+        """Write what can be written, unless somebody is at it: that one looks again before it stops."""
+        with self._lock:
+            if self._is_writing:
+                return
+            self._is_writing = True
+        try:
+            while (item := self._take_ready()) is not None:
+                self._write_next(item)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    def _take_ready(self) -> _Next | None:
+        with self._lock:
+            if self._order and not self._has_failed:
+                first = self._order[0]
+                if first.is_mark or first.frame is not None:
+                    return self._order.popleft()
+            self._is_writing = False
+            return None
+
+    def _write_next(self, item: _Next) -> None:
+        if item.frame is not None:
+            self._write_frame(item.frame, item.tar_len)
+        else:
+            self._hasher_at_mark = self._hasher.copy()
 
     def _compress(self, data: bytearray, level: int) -> bytes:
         known: tuple[int, zstandard.ZstdCompressor] | None = getattr(_threads, "compressor", None)

@@ -104,14 +104,13 @@ class TarMember(msgspec.Struct, frozen=True, gc=False):
     pax: tuple[tuple[bytes, bytes], ...] = ()
 
 
+# What a member with one block of header takes besides its data, at most.
+PLAIN_OVERHEAD = 2 * BLOCK_LEN
+
+
 def padding_len(size: int) -> int:
     """The number of zero bytes that follow *size* bytes of data up to the next block."""
     return -size % BLOCK_LEN
-
-
-def plain_member_len(size: int) -> int:
-    """Bytes in a tar of a member with *size* bytes of data, and one block before them."""
-    return BLOCK_LEN + size + padding_len(size)
 
 
 def find_member_fault(member: TarMember) -> str | None:

@@ -189,12 +189,22 @@ class VolumeWriter:
             self._member_count += 1
         self._append(piece)
 
-    def add_members(self, members: bytes, lens: Sequence[int]) -> None:
-        """Write whole members as they stand in a tar, of *lens* bytes each."""
+    def members_buffer(self, most: int) -> bytearray:
+        """Where to append whole members, of *most* bytes together, for :meth:`add_members`, the next call.
+
+        It is the frame itself where they fit, so that they are written once.
+        """
+        self._require_no_member("members_buffer")
+        return self._frame if len(self._frame) + most <= self._frame_len else bytearray()
+
+    def add_members(self, members: bytearray, lens: Sequence[int]) -> None:
+        """Take the whole members that *members*, of :meth:`members_buffer`, was given: of *lens* bytes each."""
         self._require_no_member("add_members")
-        if len(self._frame) + len(members) <= self._frame_len:
+        if members is not self._frame and len(self._frame) + len(members) <= self._frame_len:
             self._frame += members
-            self._tar_len += len(members)
+            members = self._frame
+        if members is self._frame:
+            self._tar_len += sum(lens)
             self._member_count += len(lens)
             return
         begin = 0

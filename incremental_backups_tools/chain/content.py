@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
 
 from incremental_backups_tools.archive.members import file_member, plain_member
-from incremental_backups_tools.archive.tar import TarMember
+from incremental_backups_tools.archive.tar import PLAIN_OVERHEAD, TarMember
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.content_reading import (
     SMALL_FILE_LEN,
@@ -32,12 +30,11 @@ from incremental_backups_tools.chain.content_reading import (
 from incremental_backups_tools.chain.known_content import Known, KnownContent
 from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.old_content import OldContents
-from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain
+from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain, find_seen
 from incremental_backups_tools.chain.policy import (
     COARSE_SIGNING,
     FINE_SIGNING,
     MAX_EXACT_LEN,
-    MIN_SHARED_LEN,
     delta_pays,
     is_signed,
     may_delta,
@@ -83,16 +80,6 @@ class StoredContent(msgspec.Struct, frozen=True):
     bytes_read: int
     known: Known | None = None
     base: ResolvedEntry | None = None
-
-
-class StoredFiles(NamedTuple):
-    """Plain files that were stored together; *plain* is of them, and *digests* of these and perhaps others."""
-
-    prefix: bytes
-    files: list[ReadFile]
-    sizes: list[int]
-    digests: list[bytes]
-    plain: PlainFiles
 
 
 class ContentStorer:
@@ -164,49 +151,40 @@ class ContentStorer:
             stored = stored or self._store_delta(found, base, None)
         return stored if stored is not None else self._store_whole(found, holder)
 
-    def store_plain(self, read: ReadFiles, begin: int) -> StoredFiles | None:
-        """Store files that were read ahead, from number *begin* on, together; in a full.
+    def store_plain(self, read: ReadFiles) -> PlainFiles | None:
+        """Store files that were read ahead, together; in a full.
 
         Returns:
-            The first of them, perhaps none: up to one that is not plain, or whose content is held already. None
-            where they cannot be stored together.
+            What the first of them are, perhaps none: up to one that is not plain, whose content is held already, or
+            that the volume has no room for. None where they cannot be stored together.
         """
-        files = read.files[begin:]
-        whole = self._whole.place_for([len(file.content) for file in files])
-        sigvault = self._sigvault.place_for(_signature_lens(files))
+        most = read.run.reading.most_bytes + len(read) * PLAIN_OVERHEAD
+        whole = self._whole.place_for(most)
+        sigvault = self._sigvault.place_for(most)
         if whole is None or sigvault is None:
             return None
-        digests = self._new_digests(files)
-        files = files[: len(digests)]
-        plain = encode_plain(
-            files, digests, prefix=read.prefix, begin_ns=read.begin_ns, whole=whole, sigvault=sigvault
-        )
-        files = files[: plain.count]
-        sizes = [len(file.content) for file in files]
-        self._whole.add_members(plain.members, sizes)
-        self._sigvault.add_members(plain.signatures, _signature_lens(files))
-        self.bytes_read += sum(sizes)
-        return StoredFiles(read.prefix, files, sizes, digests, plain)
+        new = read.until(self._first_held(read))
+        plain = encode_plain(new, whole=whole, sigvault=sigvault, seen=self._known.seen)
+        self._whole.add_members(whole.out, plain.whole_lens)
+        self._sigvault.add_members(sigvault.out, plain.sigvault_lens)
+        self.bytes_read += plain.total_bytes
+        return plain
 
-    def _new_digests(self, files: list[ReadFile]) -> list[bytes]:
-        """The BLAKE3 of those before the first whose content is held already, or is another's of them."""
-        digests: list[bytes] = []
-        seen: set[bytes] = set()
-        for file in files:
-            size, digest = len(file.content), blake3(file.content).digest()
-            if size >= MIN_SHARED_LEN and (digest in seen or self._known.find(size, digest) is not None):
-                break
-            seen.add(digest)
-            digests.append(digest)
-        return digests
+    def _first_held(self, read: ReadFiles) -> int:
+        """The position of the first whose content is held already, or is another's of them; the end if none is."""
+        for position in find_seen(read, self._known.seen):
+            file = read.file(position)
+            before = (read.file(earlier).digest for earlier in range(read.begin, position))
+            if file.digest in before or self._known.find(len(file.content), file.digest) is not None:
+                return position
+        return read.end
 
     def _store_read(self, found: Found, read: ReadFile) -> StoredContent:
         """Store what was read ahead of a file that its path had none of before."""
         content = read.content
         self.bytes_read += len(content)
-        digest = blake3(content).digest()
-        entry = plain_entry(found.rel_path, read, digest)
-        known = self._known.find(entry.size, digest)
+        entry = plain_entry(found.rel_path, read, read.digest)
+        known = self._known.find(entry.size, read.digest)
         if known is not None:
             return self._known_as(entry, True, known)
         location = self._whole.add(file_member(entry), content)
@@ -343,11 +321,6 @@ class ContentStorer:
         member: TarMember = plain_member(entry.path, len(data), mtime_ns=entry.mtime_ns)
         location = self._sigvault.add(member, data)
         return SignatureRef(location.file, location.offset, location.length, blake3(signature).hexdigest())
-
-
-def _signature_lens(files: Iterable[ReadFile]) -> list[int]:
-    """Of those that have one."""
-    return [len(file.signature) for file in files if file.signature is not None]
 
 
 def _with_digest(reading: Reading) -> Entry:

@@ -19,6 +19,12 @@ from contextlib import ExitStack, closing
 from typing import BinaryIO, Final, cast
 from urllib.parse import quote
 
+from incremental_backups_tools.chain.seen_filter import (
+    add_to_filter,
+    digest_prefix,
+    is_in_filter,
+    new_filter,
+)
 from incremental_backups_tools.tree.entry import sort_key
 
 # Rows have sort keys of paths, so that the first of several is the one that a backup came to first. Rows of "gone" are
@@ -50,10 +56,6 @@ _BELOW: Final = "SELECT 1 FROM content WHERE size = ? AND digest < ? LIMIT 1"
 _ABOVE: Final = "SELECT 1 FROM content WHERE size = ? AND digest > ? LIMIT 1"
 _PENDING_ROWS: Final = 4096
 _CHUNK_LEN: Final = 1 << 18
-# One byte for some bits of a digest: most contents that a backup looks for are new, and asking the table takes
-# longer than all else that is done about a small file. With a million contents it still spares one question in three.
-_SEEN_LEN: Final = 1 << 20
-_SEEN_MASK: Final = _SEEN_LEN - 1
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +67,22 @@ class ContentTable:
 
     Where several have it, or two contents agree in these, the first path in sort order is found. A table that
     fails, on a full disk or because its file is damaged, says so in the log, finds nothing more and is not kept.
+
+    Attributes:
+        seen: a filter that has all contents; None of a table that was opened.
     """
 
     def __init__(self, connection: sqlite3.Connection, file: BinaryIO, token: str | None) -> None:
         self._connection = connection
         self._file = file
         self._token = token
-        self._first_pending: dict[tuple[int, int], bytes] = {}
         self._pending: list[_Row] = []
+        self._found: dict[
+            tuple[int, int], bytes
+        ] = {}  # who has a content, of the first so many that are pending
+        self._found_len = 0
         self._pending_gone: list[_Row] = []
-        self._seen = bytearray(_SEEN_LEN) if token is None else None
+        self.seen = new_filter() if token is None else None
         self._is_usable = True
 
     @classmethod
@@ -109,18 +117,20 @@ class ContentTable:
 
     def add(self, size: int, digest: bytes, path: bytes) -> None:
         """Note that *path* has a content."""
-        prefix = _prefix(digest)
-        if self._seen is not None:
-            self._seen[prefix & _SEEN_MASK] = 1
-        row = (size, prefix, sort_key(path))
-        self._first_pending.setdefault(row[:2], row[2])
-        self._pending.append(row)
+        prefix = digest_prefix(digest)
+        if self.seen is not None:
+            add_to_filter(self.seen, prefix)
+        self.add_rows([(size, prefix, sort_key(path))])
+
+    def add_rows(self, rows: list[_Row]) -> None:
+        """Note contents that the filter has: size, :func:`digest_prefix`, and the sort key of a path."""
+        self._pending += rows
         if len(self._pending) >= _PENDING_ROWS:
             self._flush()
 
     def remove(self, size: int, digest: bytes, path: bytes) -> None:
         """Note that *path* had a content in the index before, and has it no more."""
-        self._pending_gone.append((size, _prefix(digest), sort_key(path)))
+        self._pending_gone.append((size, digest_prefix(digest), sort_key(path)))
         if len(self._pending_gone) >= _PENDING_ROWS:
             self._flush()
 
@@ -129,18 +139,24 @@ class ContentTable:
         self._flush()
         if but is None:
             return self._row(_WITH_SIZE, size) is not None
-        prefix = _prefix(but)
+        prefix = digest_prefix(but)
         return any(self._row(query, size, prefix) is not None for query in (_BELOW, _ABOVE))
 
     def path_of(self, size: int, digest: bytes) -> bytes | None:
         """Who should have a content; the index decides whether it does."""
-        prefix = _prefix(digest)
-        if self._seen is not None and not self._seen[prefix & _SEEN_MASK]:
+        prefix = digest_prefix(digest)
+        if self.seen is not None and not is_in_filter(self.seen, prefix):
             return None
-        key = (size, prefix)
-        row = self._row(_FIRST_PATH, *key)
-        found = row[0] if row is not None else self._first_pending.get(key)
+        row = self._row(_FIRST_PATH, size, prefix)
+        found = row[0] if row is not None else self._first_pending(size, prefix)
         return found.replace(b"\0", b"/") if isinstance(found, bytes) else None
+
+    def _first_pending(self, size: int, prefix: int) -> bytes | None:
+        """The first path that has a content among the rows that are not in the file yet."""
+        for row in self._pending[self._found_len :]:
+            self._found.setdefault(row[:2], row[2])
+        self._found_len = len(self._pending)
+        return self._found.get((size, prefix))
 
     def save(self, token: str, out: BinaryIO, *, before: ContentTable | None = None) -> None:
         """Write the table of the index *token* to *out*. Nothing can be added afterwards.
@@ -205,8 +221,9 @@ class ContentTable:
                 self._connection.executemany(_ADD_GONE, sorted(self._pending_gone))
             except sqlite3.Error as error:
                 self._give_up(error)
-        self._first_pending.clear()
         self._pending.clear()
+        self._found.clear()
+        self._found_len = 0
         self._pending_gone.clear()
 
     def _give_up(self, error: sqlite3.Error) -> None:
@@ -240,7 +257,3 @@ def _copy(file: BinaryIO, out: BinaryIO) -> None:
 
 def _is_of(connection: sqlite3.Connection, token: str) -> bool:
     return connection.execute("SELECT token FROM owner").fetchall() == [(token,)]
-
-
-def _prefix(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big", signed=True)

@@ -207,6 +207,7 @@ class IndexCacheWriter:
         self._contents = contents
         self._open_frame = self.frames.frame_count
         self._open_lines: dict[bytes, bytes] = {}
+        self._open_blocks: dict[bytes, list[bytes]] = {}  # by the directory of their files
         self._skipped = 0  # entries of the base, from its first one on, that were not written
         self.base: CachedLines | None = None
 
@@ -221,24 +222,18 @@ class IndexCacheWriter:
         self._append(resolved, encode_resolved(resolved) if raw is None else raw)
 
     def write_new_files(
-        self, lines: bytes, count: int, contents: Iterable[tuple[bytes, int, int, bytes]]
+        self, prefix: bytes, lines: bytes, count: int, rows: list[tuple[int, int, bytes]]
     ) -> None:
-        """Append *count* lines of regular files.
+        """Append *count* lines of regular files of one directory, whose paths need no escapes.
 
         Args:
-            contents: of each its path, the length of its line, its size, and the BLAKE3 of its content.
+            prefix: the directory's path with a slash; empty for the root.
+            rows: what the table of contents is to have of them.
         """
-        self._leave_base()
-        self._records.write_block(lines, count)
-        self._move_on()
-        if self._contents is None:
-            return
-        begin = 0
-        for path, length, size, digest in contents:
-            if size >= MIN_SHARED_LEN:
-                self._contents.add(size, digest, path)
-                self._open_lines[path] = lines[begin : begin + length - 1]
-            begin += length
+        self._append_lines(lines, count)
+        if self._contents is not None:
+            self._contents.add_rows(rows)
+            self._open_blocks.setdefault(prefix, []).append(lines)
 
     def write_cached(self, cached: CachedEntry) -> None:
         """Append an entry that is encoded already, the one that the base gave last."""
@@ -258,7 +253,11 @@ class IndexCacheWriter:
 
     def open_line(self, path: bytes) -> bytes | None:
         """The line of *path*, if it was noted and lies in the frame that is not written yet."""
-        return self._open_lines.get(path)
+        line = self._open_lines.get(path)
+        if line is None:
+            directory, slash, _ = path.rpartition(b"/")
+            line = _line_in(self._open_blocks.get(directory + slash, ()), path)
+        return line
 
     def close(self, identity: IndexIdentity) -> None:
         """Make it whole."""
@@ -302,6 +301,7 @@ class IndexCacheWriter:
         if self.frames.frame_count != self._open_frame:
             self._open_frame = self.frames.frame_count
             self._open_lines.clear()
+            self._open_blocks.clear()
 
 
 class _Hashed:
@@ -317,6 +317,18 @@ class _Hashed:
 
     def end(self) -> None:
         self._file.write(encode_index_end(self._hasher.digest()))
+
+
+def _line_in(blocks: Iterable[bytes], path: bytes) -> bytes | None:
+    """The line of *path* among many; of a path that needs escapes perhaps another's."""
+    beginning = b'{"path":"%b",' % path
+    for block in blocks:
+        begin = block.find(beginning)
+        while begin > 0 and block[begin - 1 : begin] != b"\n":
+            begin = block.find(beginning, begin + 1)
+        if begin >= 0:
+            return block[begin : block.index(b"\n", begin)]
+    return None
 
 
 def _is_noted(entry: Entry) -> bool:

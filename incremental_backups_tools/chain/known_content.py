@@ -69,6 +69,12 @@ class KnownContent:
         tables = [self._own_contents] if self._parent is None else [self._parent[1], self._own_contents]
         return any(table.has_size(size, but=but) for table in tables)
 
+    @property
+    def seen(self) -> bytearray:
+        """The filter of what this backup has stored."""
+        assert self._own_contents.seen is not None  # it is new
+        return self._own_contents.seen
+
     def find(self, size: int, digest: bytes) -> Known | None:
         """Who has the content of *size* bytes with the BLAKE3 *digest*; the parent first."""
         if size < MIN_SHARED_LEN:

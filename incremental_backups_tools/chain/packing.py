@@ -17,6 +17,7 @@ import msgspec
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
 from incremental_backups_tools.chain.index_cache import CachedEntry, CachedLines
+from incremental_backups_tools.chain.plain_files import PlainFiles
 from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.volumes import VolumeSet
@@ -210,19 +211,21 @@ class Packer:
 
     def _pack_files(self, read: ReadFiles) -> None:
         """Pack files that were read ahead, in a full: many together, and each that is not so plain by itself."""
-        begin = 0
-        while begin < len(read.files):
-            stored = self._storer.store_plain(read, begin) if not self._unlisted else None
-            if stored is not None and stored.files:
-                self._recorder.plain_files(stored)
-                if self._on_progress is not None:
-                    for file in stored.files:
-                        self._on_progress(read.prefix + file.name, len(file.content))
-                begin += len(stored.files)
-            if begin < len(read.files):
-                file = read.files[begin]
-                self._present(read.found(file), None, file, read.begin_ns)
-                begin += 1
+        while len(read):
+            stored = self._storer.store_plain(read) if not self._unlisted else None
+            if stored is not None and stored.count:
+                self._pack_plain(read.until(read.begin + stored.count), stored)
+                read = read.since(read.begin + stored.count)
+            if len(read):
+                self._present(read.found(read.begin), None, read.file(read.begin), read.begin_ns)
+                read = read.since(read.begin + 1)
+
+    def _pack_plain(self, read: ReadFiles, stored: PlainFiles) -> None:
+        self._recorder.plain_files(read.prefix, read.file(read.begin).name, stored)
+        if self._on_progress is not None:
+            for position in range(read.begin, read.end):
+                file = read.file(position)
+                self._on_progress(read.prefix + file.name, len(file.content))
 
     def _look_at(
         self,

@@ -6,25 +6,26 @@ turn that into a record, and the record into JSON, takes several times as long a
 file. What comes of it is byte for byte what ``line_of_entry``, ``encode_member_header`` and ``canonical_encoding``
 make of an entry; tests compare them.
 
-``encode_plain`` of ``_native`` is C, that of ``_plain_twin`` the same in Python.
+What ``_native`` does is C, ``_plain_twin`` does the same in Python.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import ModuleType
 from typing import Final, NamedTuple, cast
 
 import msgspec
-from blake3 import blake3
 
 from incremental_backups_tools.archive.members import SIGNATURE_OWNER
-from incremental_backups_tools.archive.tar import OrdinaryOwner, ordinary_owner
+from incremental_backups_tools.archive.tar import ordinary_owner
 from incremental_backups_tools.chain import _plain_twin
+from incremental_backups_tools.chain.policy import MIN_SHARED_LEN
 from incremental_backups_tools.tree.entry import FILE, EntryLine, encode_line, owner_encoding, text_or_b64
 from incremental_backups_tools.tree.metadata import group_name, user_name
-from incremental_backups_tools.tree.read_ahead import ReadFile
+from incremental_backups_tools.tree.read_ahead import ReadFile, ReadFiles
 from incremental_backups_tools.tree.unchanged import CLOCK_GRANULARITY_NS, COARSE_GRANULARITY_NS
 
 _GRANULARITIES: Final = CLOCK_GRANULARITY_NS, COARSE_GRANULARITY_NS
@@ -50,81 +51,95 @@ class PlainFiles(msgspec.Struct, frozen=True):
     """What plain files are in archives and lists.
 
     Attributes:
-        count: how many there are: fewer than were given where the next one is not plain.
-        members: their contents as tar members, one after the other.
-        signatures: the members with the signatures of those that have one.
+        count: how many there are: fewer than were given where the next one is not plain or has no room.
+        total_bytes: of their contents.
+        whole_lens, sigvault_lens: bytes of tar of each member with a content, and with a signature.
         state, index: their lines in a full's state, and in a cached index, each with its newline.
-        index_lens: the length of each line of the index.
-        encodings: their canonical encodings.
+        digest: what they add to an index digest, big-endian.
+        rows: of those that a table of contents has: size, beginning of the digest, sort key.
     """
 
     count: int
-    members: bytes
-    signatures: bytes
+    total_bytes: int
+    whole_lens: list[int]
+    sigvault_lens: list[int]
     state: bytes
     index: bytes
-    index_lens: list[int]
-    encodings: list[bytes]
+    digest: bytes
+    rows: list[tuple[int, int, bytes]]
 
 
 class Volume(NamedTuple):
-    """Where members are to lie: the volume's name, and how long its tar is before."""
+    """Where members are to lie.
+
+    Attributes:
+        file: the volume's name.
+        tar_len: how long its tar is before.
+        room: how many bytes of tar it still takes.
+        out: where they are appended.
+    """
 
     file: bytes
     tar_len: int
+    room: int
+    out: bytearray
 
 
 OwnerFinder = Callable[[int, int, int], PlainOwner | None]
-_Encode = Callable[
-    [
-        Sequence[ReadFile],
-        Sequence[bytes],
-        Sequence[bytes | None],
-        bytes,
-        Volume,
-        Volume,
-        OrdinaryOwner,
-        OwnerFinder,
-        tuple[int, int, int],
-    ],
-    tuple[int, bytes, bytes, bytes, bytes, list[int], list[bytes]],
-]
 
 
 def encode_plain(
-    files: Sequence[ReadFile],
-    digests: Sequence[bytes],
-    *,
-    prefix: bytes,
-    begin_ns: int,
-    whole: Volume,
-    sigvault: Volume,
-    encode: _Encode | None = None,
+    read: ReadFiles, *, whole: Volume, sigvault: Volume, seen: bytearray, twin: bool = False
 ) -> PlainFiles:
-    """What files of one directory are, up to the first that is not plain.
+    """What files are, up to the first that is not plain or has no room. Their members are appended to the volumes.
 
     Args:
-        digests: BLAKE3 of the content of each.
-        prefix: the directory's path with a slash; empty for the root.
-        begin_ns: a time before they were read, by which their ctime can vouch for them or not.
-        whole, sigvault: where the members with contents and signatures will lie.
-        encode: C or its twin; None is C where it is there.
+        seen: the filter of the table that the rows are for; it gets them.
+        twin: take Python's, also where there is C.
     """
-    sig_digests = [blake3(file.signature).digest() if file.signature is not None else None for file in files]
-    clock = begin_ns, *_GRANULARITIES
-    made = (encode or _find_encode())(
-        files, digests, sig_digests, prefix, whole, sigvault, SIGNATURE_OWNER, plain_owner, clock
+    rest = (
+        read.prefix,
+        whole,
+        sigvault,
+        SIGNATURE_OWNER,
+        plain_owner,
+        (read.begin_ns, *_GRANULARITIES),
+        MIN_SHARED_LEN,
+        seen,
     )
-    return PlainFiles(*made)
+    native, table = (None, None) if twin else _native_for(read)
+    if native is None:
+        return PlainFiles(*_plain_twin.encode_plain(_files_of(read), *rest))
+    return PlainFiles(*native.encode_plain(table, read.begin, read.end, *rest))
+
+
+def find_seen(read: ReadFiles, seen: bytearray, *, twin: bool = False) -> list[int]:
+    """The positions of files whose content may be held already: most of the others' is for certain not.
+
+    It may be if the filter *seen* has it, or one of the files before has one that begins so.
+    """
+    native, table = (None, None) if twin else _native_for(read)
+    if native is None:
+        return _plain_twin.find_seen(_files_of(read), read.begin, MIN_SHARED_LEN, seen)
+    return cast(list[int], native.find_seen(table, read.begin, read.end, MIN_SHARED_LEN, seen))
+
+
+def _files_of(read: ReadFiles) -> list[ReadFile]:
+    return [read.file(position) for position in range(read.begin, read.end)]
+
+
+def _native_for(read: ReadFiles) -> tuple[ModuleType | None, object]:
+    """The C extension, and what it takes for the reading; None where either is Python's."""
+    table = getattr(read.run.reading, "table", None)
+    return (_find_native(), table) if table is not None else (None, None)
 
 
 @functools.cache
-def _find_encode() -> _Encode:
+def _find_native() -> ModuleType | None:
     try:
-        module = importlib.import_module("incremental_backups_tools.chain._native")
+        return importlib.import_module("incremental_backups_tools.chain._native")
     except ModuleNotFoundError:
-        return _plain_twin.encode_plain
-    return cast(_Encode, module.encode_plain)
+        return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from incremental_backups_tools.chain.content import StoredFiles
 from incremental_backups_tools.chain.index_cache import CachedEntry, IndexCacheWriter, encode_resolved_record
+from incremental_backups_tools.chain.plain_files import PlainFiles
 from incremental_backups_tools.chain.replay import ReplayList
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.state import (
@@ -149,20 +149,17 @@ class Recorder:
             raw = self._emit_record(op, record, resolved, is_reference=placement.source is not None)
         self._present(resolved, before, raw)
 
-    def plain_files(self, stored: StoredFiles) -> None:
+    def plain_files(self, prefix: bytes, first_name: bytes, plain: PlainFiles) -> None:
         """Plain files of one directory that the parent does not have, in a full."""
-        plain, total = stored.plain, sum(stored.sizes)
-        self._replay.archived(stored.prefix + stored.files[0].name)
+        self._replay.archived(prefix + first_name)
         self._lines.write_block(plain.state, plain.count)
-        self._digest.add_encoded(plain.encodings)
+        self._digest.add_sum(plain.digest)
         counts = self.tally.counts
         counts["created"] += plain.count
         counts["entries"] += plain.count
         counts["files"] += plain.count
-        self.tally.total_bytes += total
-        paths = (stored.prefix + file.name for file in stored.files)
-        contents = zip(paths, plain.index_lens, stored.sizes, stored.digests, strict=False)
-        self._index.write_new_files(plain.index, plain.count, contents)
+        self.tally.total_bytes += plain.total_bytes
+        self._index.write_new_files(prefix, plain.index, plain.count, plain.rows)
 
     def special(
         self, resolved: ResolvedEntry, before: Entry | None, *, is_archived: bool, is_linked: bool

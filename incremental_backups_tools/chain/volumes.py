@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from incremental_backups_tools.archive.carrier import Carrier
-from incremental_backups_tools.archive.tar import TarMember, padding_len, plain_member_len
+from incremental_backups_tools.archive.tar import TarMember, padding_len
 from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.archive.volume_writer import VolumeWriter
 from incremental_backups_tools.chain.plain_files import Volume
@@ -105,26 +105,22 @@ class VolumeSet:
         self._members += 1
         return Location(self._open_name, offset, member.size)
 
-    def place_for(self, sizes: Sequence[int]) -> Volume | None:
-        """Where :meth:`add_members` puts members of *sizes* bytes of data; None where it cannot.
+    def place_for(self, most: int) -> Volume | None:
+        """Where to append members for :meth:`add_members`, the next call; None where they are compared one by one.
 
-        It cannot where they are compared with those of a killed run, and where the volume has no room for all.
+        Args:
+            most: bytes of tar that will not be exceeded.
         """
         if self._used is not None:
             return None
-        if not sizes:
-            return Volume(b"", 0)
         writer = self._room_for(0)
-        if writer.tar_len + sum(map(plain_member_len, sizes)) > self._volume_size:
-            return None
-        return Volume(self._open_name.encode(), writer.tar_len)
+        room = max(0, self._volume_size - writer.tar_len)
+        return Volume(self._open_name.encode(), writer.tar_len, room, writer.members_buffer(most))
 
-    def add_members(self, members: bytes, sizes: Sequence[int]) -> None:
-        """Store whole members as they stand in a tar, of *sizes* bytes of data each, where they have a place."""
-        if not sizes:
-            return
-        self._current().add_members(members, [plain_member_len(size) for size in sizes])
-        self._members += len(sizes)
+    def add_members(self, members: bytearray, lens: Sequence[int]) -> None:
+        """Store the whole members that the place for them was given, of *lens* bytes of tar each."""
+        self._current().add_members(members, lens)
+        self._members += len(lens)
 
     def carry(self, reader: VolumeReader, start: int, data_offset: int, data_len: int) -> Location:
         """Store a member of another volume as it lies there.

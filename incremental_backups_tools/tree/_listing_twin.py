@@ -9,6 +9,8 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
+from blake3 import blake3
+
 from incremental_backups_tools.exceptions import StateFormatError
 from incremental_backups_tools.tree.entry import EntryLine, parse_line
 from incremental_backups_tools.tree.sparse import GRAIN
@@ -29,6 +31,7 @@ _TYPES: Final = {
     stat.S_IFBLK: "block",
 }
 _STAT_BLOCK_LEN: Final = 512
+_MAX_LEN: Final = 1 << 20
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FS_IOC_GETFLAGS: Final = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
 _KEPT_FLAGS: Final = 0x20 | 0x10 | 0x40  # append, immutable, nodump
@@ -59,10 +62,22 @@ class Reading:
         owner = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
         times = info.st_mtime_ns, info.st_ctime_ns
         inode = info.st_ino, info.st_dev
-        self._files.append((self.end, name, *owner, *times, *inode, memoryview(content), signature))
+        digests = blake3(content).digest(), blake3(signature).digest() if signature is not None else None
+        data = memoryview(content), signature, *digests
+        self._files.append((self.end, name, *owner, *times, *inode, *data))
 
-    def files(self) -> list[FileFields]:
-        return self._files
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def most_bytes(self) -> int:
+        return sum(len(file[9]) + len(file[10] or b"") for file in self._files)
+
+    def number(self, position: int, /) -> int:
+        return self._files[position][0]
+
+    def file(self, position: int, /) -> FileFields:
+        return self._files[position]
 
 
 class Listing:
@@ -131,7 +146,7 @@ class Listing:
     ) -> Reading:
         if not isinstance(reader, Reader):
             raise TypeError("files are read by a Reader")
-        if first < 0 or max_files < 1 or max_len < 0 or max_total < 0:
+        if first < 0 or max_files < 1 or not 0 <= max_len <= _MAX_LEN or max_total < 0:
             raise ValueError("a number is out of range")
         read = Reading(first)
         planned = total = 0

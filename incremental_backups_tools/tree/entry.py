@@ -553,10 +553,9 @@ class IndexDigest:
         """Count *entry* in."""
         self._sum = (self._sum + entry_digest(entry)) % DIGEST_MODULUS
 
-    def add_encoded(self, encodings: Sequence[bytes]) -> None:
-        """Count in the entries with these canonical encodings."""
-        added = sum([int.from_bytes(blake3(encoding).digest(), "big") for encoding in encodings])
-        self._sum = (self._sum + added) % DIGEST_MODULUS
+    def add_sum(self, digest: bytes) -> None:
+        """Count in entries whose digests add up to *digest*, big-endian."""
+        self._sum = (self._sum + int.from_bytes(digest, "big")) % DIGEST_MODULUS
 
     def remove(self, entry: Entry) -> None:
         """Count *entry* out."""

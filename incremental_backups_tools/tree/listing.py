@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 
 # Of a file that was read: number in the listing, name, permission bits, uid, gid, mtime_ns, ctime_ns, inode, device,
-# content, signature (None where it gets none). The content is the caller's as long as any of it is held.
-FileFields = tuple[int, bytes, int, int, int, int, int, int, int, memoryview, bytes | None]
+# content, signature (None where it gets none), and the BLAKE3 of both. The content is the caller's as long as any of it
+# is held.
+FileFields = tuple[
+    int, bytes, int, int, int, int, int, int, int, memoryview, bytes | None, bytes, bytes | None
+]
 
 
 class ReadLimits(NamedTuple):
@@ -31,7 +34,7 @@ class ReadLimits(NamedTuple):
 
     Attributes:
         max_files: most files.
-        max_len: most bytes of one.
+        max_len: most bytes of one, up to 1 MiB.
         max_total: no other is begun once there are so many bytes.
     """
 
@@ -41,14 +44,14 @@ class ReadLimits(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads and signs files, one reading after the other, in a thread of its own where there is C."""
+    """Reads, hashes and signs files, one reading after the other, in a thread of its own where there is C."""
 
     def close(self) -> None:
         """End the thread, once it has read what it was given. What is begun afterwards is read at once."""
 
 
 class Reading(Protocol):
-    """Files of a directory that are read and signed, by a thread that needs no interpreter where there is C.
+    """Files of a directory that are read, hashed and signed, by a thread that needs no interpreter where there is C.
 
     Whatever is no plain small file at rest is left out, for somebody who looks at it closely: it is gone, no
     regular file, long, linked, sparse, has another length than it was listed with, has extended attributes or
@@ -59,8 +62,18 @@ class Reading(Protocol):
     def end(self) -> int:
         """The number after the last name that it looks at."""
 
-    def files(self) -> list[FileFields]:
-        """Each, as it was when it was opened, once all are read. For one thread."""
+    def __len__(self) -> int:
+        """How many were read, once all are. This and what follows is for one thread."""
+
+    @property
+    def most_bytes(self) -> int:
+        """What contents and signatures have together at most."""
+
+    def number(self, position: int, /) -> int:
+        """The number in the listing of the file at a position among those that were read."""
+
+    def file(self, position: int, /) -> FileFields:
+        """That file, as it was when it was opened."""
 
 
 class Listing(Protocol):
@@ -115,7 +128,7 @@ class Listing(Protocol):
         reader: Reader,
         /,
     ) -> Reading:
-        """Begin to read and sign plain small files from number *first* on, up to the next directory.
+        """Begin to read, hash and sign plain small files from number *first* on, up to the next directory.
 
         Args:
             dir_fd: the directory, open as long as this call takes.

@@ -22,7 +22,7 @@ AHEAD_FILE_LEN: Final = 1 << 18
 _LIMITS: Final = ReadLimits(max_files=48, max_len=AHEAD_FILE_LEN, max_total=2 << 20)
 # How far: names that wait before another is asked for, and readings. Directories stay open for as many names.
 _AHEAD_NAMES: Final = 96
-_AHEAD_READINGS: Final = 4
+_AHEAD_READINGS: Final = 8
 
 
 class ReadFile(NamedTuple):
@@ -33,6 +33,7 @@ class ReadFile(NamedTuple):
         name: its last component.
         mode: permission bits.
         signature: of the content; None where it gets none.
+        digest, sig_digest: BLAKE3 of the content and of the signature.
     """
 
     number: int
@@ -46,6 +47,8 @@ class ReadFile(NamedTuple):
     dev: int
     content: memoryview
     signature: bytes | None
+    digest: bytes
+    sig_digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +56,42 @@ class ReadFiles:
     """Plain small files of one directory, one after the other in the order of the walk.
 
     Attributes:
-        prefix: the directory's path with a slash; empty for the root.
+        run: what has them, and perhaps others.
+        begin, end: positions in the reading of the first, and after the last.
     """
 
-    prefix: bytes
-    files: list[ReadFile]
-    _run: Run
+    run: Run
+    begin: int
+    end: int
+
+    @property
+    def prefix(self) -> bytes:
+        """The directory's path with a slash; empty for the root."""
+        return self.run.prefix
+
+    def __len__(self) -> int:
+        return self.end - self.begin
 
     @property
     def begin_ns(self) -> int:
         """A time before they were read."""
-        return self._run.begin_ns
+        return self.run.begin_ns
 
-    def found(self, file: ReadFile) -> Found:
+    def since(self, begin: int) -> ReadFiles:
+        """Those from a position on."""
+        return ReadFiles(self.run, begin, self.end)
+
+    def until(self, end: int) -> ReadFiles:
+        """Those before a position."""
+        return ReadFiles(self.run, self.begin, end)
+
+    def file(self, position: int) -> ReadFile:
+        """The file at a position."""
+        return ReadFile._make(self.run.reading.file(position))
+
+    def found(self, position: int) -> Found:
         """As the walk shows that file. Until the next names are asked for."""
-        return self._run.found(file.number)
+        return self.run.found(self.run.reading.number(position))
 
 
 class ReadAhead:
@@ -93,7 +117,8 @@ class ReadAhead:
                     names, readings = names + item.count, readings + 1
                 else:
                     names += 1
-                while names >= _AHEAD_NAMES or readings > _AHEAD_READINGS:
+                is_full = names >= _AHEAD_NAMES or readings >= _AHEAD_READINGS
+                while is_full and (names > _AHEAD_NAMES // 2 or readings > _AHEAD_READINGS // 2):
                     first = waiting.popleft()
                     if isinstance(first, Run):
                         names, readings = names - first.count, readings - 1
@@ -118,18 +143,20 @@ class ReadAhead:
 
 def _read(run: Run) -> Iterator[Found | ReadFiles]:
     """What there is of *run* once it was read."""
-    files = [ReadFile._make(fields) for fields in run.reading.files()]
-    if len(files) == run.count:
-        yield ReadFiles(run.prefix, files, run)
+    reading = run.reading
+    count = len(reading)
+    if count == run.count:
+        yield ReadFiles(run, 0, count)
         return
     number, begun = run.first, 0
-    for position, file in enumerate(files):
-        if file.number != number:
+    for position in range(count):
+        read = reading.number(position)
+        if read != number:
             if begun < position:
-                yield ReadFiles(run.prefix, files[begun:position], run)
-            yield from map(run.found, range(number, file.number))
+                yield ReadFiles(run, begun, position)
+            yield from map(run.found, range(number, read))
             begun = position
-        number = file.number + 1
-    if begun < len(files):
-        yield ReadFiles(run.prefix, files[begun:], run)
+        number = read + 1
+    if begun < count:
+        yield ReadFiles(run, begun, count)
     yield from map(run.found, range(number, run.end))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trees import NASTY_NAMES
@@ -20,7 +21,7 @@ from support.trees import NASTY_NAMES
 from incremental_backups_tools.chain.policy import COARSE_SIGNING, FINE_SIGNING, Signing, is_signed
 from incremental_backups_tools.delta import choose_block_len, signature
 from incremental_backups_tools.tree.entry import Entry, encode_line, line_of_entry
-from incremental_backups_tools.tree.listing import Listing, Reader, Reading, ReadLimits
+from incremental_backups_tools.tree.listing import FileFields, Listing, Reader, Reading, ReadLimits
 from incremental_backups_tools.tree.metadata import capture
 from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN, ReadFile
 from incremental_backups_tools.tree.walk import Found
@@ -36,6 +37,10 @@ def kind_of(name: str) -> type[Listing]:
 
 def reader_for(listing: Listing) -> Reader:
     return importlib.import_module(type(listing).__module__).Reader(FINE_SIGNING.small_files)
+
+
+def files_of(reading: Reading) -> list[FileFields]:
+    return [reading.file(position) for position in range(len(reading))]
 
 
 def read_ahead(listing: Listing, first: int, directory: int, limits: ReadLimits = LIMITS) -> Reading:
@@ -316,7 +321,7 @@ def test_small_files_are_read_up_to_the_next_directory(
     listing = kind(directory)
 
     reading = read_ahead(listing, 0, directory)
-    files = reading.files()
+    files = files_of(reading)
 
     assert reading.end == 3
     read = [ReadFile._make(fields) for fields in files]
@@ -327,10 +332,10 @@ def test_small_files_are_read_up_to_the_next_directory(
         assert (file.mode, file.uid, file.gid) == (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
         assert (file.mtime_ns, file.ctime_ns) == (info.st_mtime_ns, info.st_ctime_ns)
         assert (file.inode, file.dev) == (info.st_ino, info.st_dev)
-    assert [file[0] for file in read_ahead(listing, 4, directory).files()] == [4]
+    assert [file[0] for file in files_of(read_ahead(listing, 4, directory))] == [4]
     for first in (3, 5):
         reading = read_ahead(listing, first, directory)
-        assert (reading.end, reading.files()) == (first, [])
+        assert (reading.end, files_of(reading)) == (first, [])
 
 
 def test_files_are_signed_as_they_are_by_themselves(
@@ -342,15 +347,19 @@ def test_files_are_signed_as_they_are_by_themselves(
     for number, size in enumerate(sizes):
         (tmp_path / f"{number:02}").write_bytes(os.urandom(size))
 
-    files = read_ahead(kind(directory), 0, directory).files()
+    files = files_of(read_ahead(kind(directory), 0, directory))
 
     read = [ReadFile._make(fields) for fields in files]
     assert [len(file.content) for file in read] == [size for size in sizes if size <= LIMITS[1]]
     for file in read:
         size = len(file.content)
+        assert file.digest == blake3(file.content).digest()
         assert (file.signature is not None) == is_signed(size)
         if file.signature is not None:
             assert file.signature == signature(bytes(file.content), block_len=choose_block_len(size))
+            assert file.sig_digest == blake3(file.signature).digest()
+        else:
+            assert file.sig_digest is None
 
 
 @pytest.mark.parametrize("signing", [FINE_SIGNING, COARSE_SIGNING])
@@ -360,13 +369,35 @@ def test_the_block_length_of_small_files_is_the_one_of_all(signing: Signing) -> 
         assert signing.small_files.block_lens[size.bit_length()] == chosen
 
 
+def test_files_have_their_positions_and_numbers(tmp_path: Path, directory: int, kind: type[Listing]) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"content")
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").symlink_to("a")
+    reading = read_ahead(kind(directory), 0, directory)
+    assert len(reading) == 2
+    assert [reading.number(position) for position in (0, 1)] == [0, 2]
+    assert reading.most_bytes >= 14
+    for position in (2, 1 << 40):
+        with pytest.raises(IndexError):
+            reading.number(position)
+        with pytest.raises(IndexError):
+            reading.file(position)
+
+
+def test_what_is_too_long_to_be_hashed_is_refused(directory: int, kind: type[Listing]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        read_ahead(kind(directory), 0, directory, ReadLimits(1, (1 << 20) + 1, 1))
+
+
 def test_what_is_signed_in_no_known_way_is_refused() -> None:
     reader = importlib.import_module("incremental_backups_tools.tree._native").Reader
     for wrong in ((0, 1, 1, ()), (33, 1, 1, ()), (16, 2, 1, ()), (16, 1, 0, ()), (16, 1, 1, (0,) * 65)):
         with pytest.raises(ValueError, match="cannot be made so"):
             reader((1, *wrong))
-    with pytest.raises(ValueError, match="too long"):
-        reader((1, 16, 1, 1, (0, 1 << 31)))
+    for block_len in (1 << 31, 63):
+        with pytest.raises(ValueError, match="too long or too short"):
+            reader((1, 16, 1, 1, (0, block_len)))
     for odd in (None, [1, 16, 1, 1, ()], (1, 16, 1, 1, [])):
         with pytest.raises(TypeError):
             reader(odd)
@@ -389,7 +420,7 @@ def test_a_reader_that_is_closed_reads_at_once(tmp_path: Path, directory: int, k
         before = len(os.listdir("/proc/self/task"))
         reading = listing.read_ahead(0, directory, *LIMITS, reader)
         assert len(os.listdir("/proc/self/task")) == before
-        assert [bytes(file[9]) for file in reading.files()] == [b"content"]
+        assert [bytes(file[9]) for file in files_of(reading)] == [b"content"]
 
 
 def test_many_readings_wait_for_one_thread(tmp_path: Path, directory: int) -> None:
@@ -402,9 +433,9 @@ def test_many_readings_wait_for_one_thread(tmp_path: Path, directory: int) -> No
         assert len(os.listdir("/proc/self/task")) == before + 1
         # In any order, and not all of them.
         for number in (63, 0, 40):
-            assert [file[0] for file in readings[number].files()] == list(range(number, 64))
+            assert [file[0] for file in files_of(readings[number])] == list(range(number, 64))
             readings[number] = None
-    assert [file[0] for file in readings[1].files()] == list(range(1, 64))
+    assert [file[0] for file in files_of(readings[1])] == list(range(1, 64))
     assert len(os.listdir("/proc/self/task")) == before
 
 
@@ -432,7 +463,7 @@ def test_contents_outlive_what_read_them(tmp_path: Path, directory: int, kind: t
     if kind is kind_of("_native"):
         with pytest.raises(BufferError, match="being read"):
             memoryview(reading)  # type: ignore[arg-type]
-    content = reading.files()[0][9]
+    content = files_of(reading)[0][9]
     reader.close()
     del reading, reader, listing
     gc.collect()
@@ -446,7 +477,7 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path, directory: int, kind: t
     listing = kind(directory)
 
     for limits, count in (((2, 100, 1000), 2), ((64, 100, 101), 2), ((64, 99, 1000), 0)):
-        assert len(read_ahead(listing, 0, directory, ReadLimits(*limits)).files()) == count
+        assert len(files_of(read_ahead(listing, 0, directory, ReadLimits(*limits)))) == count
 
 
 def make_sparse(path: Path) -> None:
@@ -476,7 +507,7 @@ def test_what_needs_a_closer_look_is_left_out(
     if moment == "after":
         ODD[what](tmp_path / "odd")
 
-    names = [file[1] for file in read_ahead(listing, 0, directory).files()]
+    names = [file[1] for file in files_of(read_ahead(listing, 0, directory))]
 
     assert names == [b"a", b"y"]
 
@@ -487,7 +518,7 @@ def test_a_file_with_a_flag_is_left_out(
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").write_bytes(b"content")
     assert os.system(f"chattr +d {tmp_path / 'a'}") == 0
-    files = read_ahead(kind(directory), 0, directory).files()
+    files = files_of(read_ahead(kind(directory), 0, directory))
     assert [file[0] for file in files] == [1]
 
 
@@ -501,7 +532,7 @@ def test_what_went_or_grew_since_it_was_listed_is_left_out(
     (tmp_path / "a").unlink()
     (tmp_path / "b").write_bytes(b"CONTENT")
     (tmp_path / "c").write_bytes(b"new content")
-    assert [bytes(file[9]) for file in read_ahead(listing, 0, directory).files()] == [b"CONTENT"]
+    assert [bytes(file[9]) for file in files_of(read_ahead(listing, 0, directory))] == [b"CONTENT"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_out(
@@ -520,6 +551,6 @@ def test_a_file_that_changes_while_it_is_read_is_left_out(
         return data
 
     monkeypatch.setattr(os, "read", hooked)
-    files = read_ahead(kind_of("_listing_twin")(directory), 0, directory).files()
+    files = files_of(read_ahead(kind_of("_listing_twin")(directory), 0, directory))
     monkeypatch.undo()
     assert [file[0] for file in files] == [1]

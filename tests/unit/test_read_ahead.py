@@ -47,8 +47,8 @@ def names_of(
     """Each name, with the file that it is where that was read, and since when."""
     for item in ReadAhead(walk_over(root), signing.small_files):
         if isinstance(item, ReadFiles):
-            for file in item.files:
-                found = item.found(file)
+            for position in range(item.begin, item.end):
+                file, found = item.file(position), item.found(position)
                 assert found.rel_path == item.prefix + file.name
                 yield found, file, item.begin_ns
         else:

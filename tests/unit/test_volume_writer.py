@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import random
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
 
 import pytest
 import zstandard
@@ -199,6 +201,101 @@ def test_frames_in_flight_are_bounded() -> None:
         add_file(writer, b"big", os.urandom(65536) * 100)
         writer.finish()
     assert 1 <= pool.most <= 2 * 2 + 1
+
+
+class AnyOrder(Executor):
+    """Runs what it was given in another thread, the last first, once nothing more comes for a moment."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        future: Future[Any] = Future()
+        self._waiting.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        taken: list[tuple[Future[Any], Callable[[], Any]]] = []
+        while True:
+            try:
+                item = self._waiting.get(timeout=0.002)
+            except queue.Empty:
+                while taken:
+                    future, call = taken.pop()
+                    try:
+                        future.set_result(call())
+                    except OSError as error:
+                        future.set_exception(error)
+                continue
+            if item is None:
+                return
+            taken.append(item)
+
+
+def test_frames_are_in_order_in_whatever_order_they_are_compressed() -> None:
+    file, expected = io.BytesIO(), io.BytesIO()
+    with AnyOrder() as pool:
+        for out, used in ((file, pool), (expected, None)):
+            writer = VolumeWriter(out, frame_len=FRAME_LEN, pool=used, workers=4)
+            add_file(writer, b"a", bytes(range(256)) * 200)
+            writer.begin(TarMember(b"gone", REGULAR, 60_000))
+            writer.write(b"g" * 60_000)
+            writer.rollback()
+            add_file(writer, b"b", b"b" * 30_000)
+            info = writer.finish()
+            assert info.digest == blake3(out.getvalue()).digest()
+    assert file.getvalue() == expected.getvalue()
+
+
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000])
+def test_after_a_failure_nothing_more_is_written_in_whatever_order(room: int) -> None:
+    file = FullDisk(room)
+    with AnyOrder() as pool:
+        writer = VolumeWriter(file, frame_len=FRAME_LEN, pool=pool, workers=4)
+        with pytest.raises(OSError, match="No space left"):
+            add_file(writer, b"a", random.Random(1).randbytes(100_000))
+        writer.abandon()
+        assert len(file.getvalue()) <= room
+
+
+class TestMembers:
+    """Whole members that somebody else has encoded."""
+
+    @pytest.mark.parametrize("sizes", [[10], [100, 200], [3000, 500], [4000, 10, 9000, 0], [0] * 20])
+    def test_they_are_what_added_ones_are(self, sizes: list[int]) -> None:
+        file, expected = io.BytesIO(), io.BytesIO()
+        contents = [(b"%d" % number, bytes([number]) * size) for number, size in enumerate(sizes)]
+        writer, other = (VolumeWriter(out, frame_len=FRAME_LEN) for out in (file, expected))
+        for each in (writer, other):
+            add_file(each, b"before", b"x" * 1000)
+        for content in contents:
+            add_file(other, *content)
+        encoded = [tar_of(content) for content in contents]
+        buffer = writer.members_buffer(sum(map(len, encoded)))
+        buffer += b"".join(encoded)
+        writer.add_members(buffer, [len(member) for member in encoded])
+        assert writer.tar_len == other.tar_len
+        for each in (writer, other):
+            add_file(each, b"after", b"y" * 1000)
+        assert writer.finish() == other.finish()
+        assert file.getvalue() == expected.getvalue()
+
+    def test_fewer_bytes_than_were_asked_for(self) -> None:
+        file = io.BytesIO()
+        writer = VolumeWriter(file, frame_len=FRAME_LEN)
+        member = tar_of((b"a", b"1"))
+        for most in (len(member), FRAME_LEN, 10 * FRAME_LEN):
+            buffer = writer.members_buffer(most)
+            buffer += member
+            writer.add_members(buffer, [len(member)])
+        assert writer.finish().member_count == 3
+        assert b"".join(frames_of(file.getvalue())) == 3 * member + END_OF_ARCHIVE
 
 
 class TestRollback:

@@ -1,35 +1,45 @@
-/* The Python face of plain.c. No state: nothing is kept in the module. */
+/* The Python face of plain.c. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <string.h>
 
+#include "listing.h"
 #include "plain.h"
 
 typedef struct {
+    const ibt_hashing_functions *hashing;
+} module_state;
+
+/* A volume that members are for: how long its tar is before, how many bytes it still takes, and where to append them. */
+typedef struct {
+    uint64_t tar_len, room, added;
+    PyObject *out;
+} volume;
+
+typedef struct {
+    const module_state *state;
     ibt_plain_run run;
-    uint64_t data_tar_len, sig_tar_len; /* of the volumes before */
+    volume whole, sigvault;
     long long begin_ns, fine_ns, coarse_ns;
     PyObject *owner_of;
-    PyObject *items, *digests, *sig_digests; /* tuples of our own: nobody can change them while owner_of runs */
-    PyObject *kept;                          /* what owner_of gave */
+    PyObject *kept; /* what owner_of gave */
+    const ibt_read_file *read;
+    Py_ssize_t read_count;
+    Py_ssize_t noted_len; /* shorter files get no row */
+    Py_buffer filter;
     ibt_owner *owners;
     ibt_plain_file *files;
-    Py_buffer *contents;
-    Py_ssize_t owner_count, content_count;
+    Py_ssize_t owner_count;
 } batch;
 
 static void
 free_batch(batch *self)
 {
-    for (Py_ssize_t i = 0; i < self->content_count; i++)
-        PyBuffer_Release(&self->contents[i]);
-    PyMem_Free(self->contents);
+    if (self->filter.obj)
+        PyBuffer_Release(&self->filter);
     PyMem_Free(self->files);
     PyMem_Free(self->owners);
-    Py_XDECREF(self->items);
-    Py_XDECREF(self->digests);
-    Py_XDECREF(self->sig_digests);
     Py_XDECREF(self->kept);
 }
 
@@ -73,17 +83,6 @@ find_owner(batch *self, int mode, long long uid, long long gid)
     return 1;
 }
 
-/* 32 bytes, or NULL with an exception. */
-static const uint8_t *
-digest_at(PyObject *digests, Py_ssize_t i)
-{
-    PyObject *digest = PyTuple_GET_ITEM(digests, i);
-    if (PyBytes_Check(digest) && PyBytes_GET_SIZE(digest) == IBT_DIGEST_LEN)
-        return (const uint8_t *)PyBytes_AS_STRING(digest);
-    PyErr_SetString(PyExc_ValueError, "a digest is 32 bytes");
-    return NULL;
-}
-
 static int
 can_vouch(const batch *self, const ibt_plain_file *file)
 {
@@ -92,203 +91,358 @@ can_vouch(const batch *self, const ibt_plain_file *file)
     return newest <= self->begin_ns - (is_coarse ? self->coarse_ns : self->fine_ns);
 }
 
-/* Fill file number *i*: 1 where it is plain, 0 where it is not, -1 with an exception. */
-static int
-parse_file(batch *self, Py_ssize_t i, int *mode, long long *uid, long long *gid)
+static int64_t
+nanoseconds(struct timespec time)
 {
-    ibt_plain_file *file = &self->files[i];
-    PyObject *item = PyTuple_GET_ITEM(self->items, i);
-    const char *name, *signature;
-    Py_ssize_t number, name_len, signature_len;
-    int new_mode;
-    long long new_uid, new_gid, mtime_ns, ctime_ns;
-    unsigned long long inode, dev;
-    if (!PyTuple_Check(item)) {
-        PyErr_SetString(PyExc_TypeError, "a file is a tuple");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(item, "ny#iLLLLKKy*z#", &number, &name, &name_len, &new_mode, &new_uid, &new_gid, &mtime_ns,
-                          &ctime_ns, &inode, &dev, &self->contents[i], &signature, &signature_len))
-        return -1;
-    self->content_count++;
-    file->name = (ibt_text){name, (size_t)name_len};
-    file->content = (ibt_text){self->contents[i].buf, (size_t)self->contents[i].len};
-    file->signature = (ibt_text){signature, signature ? (size_t)signature_len : 0};
-    file->mtime_ns = mtime_ns;
-    file->ctime_ns = ctime_ns;
-    file->inode = inode;
-    file->dev = dev;
-    file->is_vouched = can_vouch(self, file);
-    file->digest = digest_at(self->digests, i);
-    file->sig_digest = file->digest && signature ? digest_at(self->sig_digests, i) : file->digest;
-    if (!file->sig_digest)
-        return -1;
-    if (!ibt_is_plain(&self->run, file))
-        return 0;
-    if (i == 0 || new_mode != *mode || new_uid != *uid || new_gid != *gid) {
-        int found = find_owner(self, new_mode, new_uid, new_gid);
-        if (found <= 0)
-            return found;
-        *mode = new_mode;
-        *uid = new_uid;
-        *gid = new_gid;
-    }
-    file->owner = &self->owners[self->owner_count - 1];
-    return 1;
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Fill the files and their offsets, up to the first that is not plain; return how many, -1 with an exception. */
-static Py_ssize_t
-parse_files(batch *self)
+static int
+has_owner_of(const ibt_read_file *one, const ibt_read_file *other)
 {
-    Py_ssize_t count = PyTuple_GET_SIZE(self->items);
-    if (PyTuple_GET_SIZE(self->digests) != count || PyTuple_GET_SIZE(self->sig_digests) != count) {
-        PyErr_SetString(PyExc_ValueError, "each file has a digest, and one of its signature");
-        return -1;
+    return one->info.st_mode == other->info.st_mode && one->info.st_uid == other->info.st_uid &&
+           one->info.st_gid == other->info.st_gid;
+}
+
+static void
+take_room(volume *self, size_t len, uint64_t *offset)
+{
+    *offset = self->tar_len + self->added + IBT_TAR_BLOCK_LEN;
+    self->added += ibt_member_len(len);
+}
+
+/* Fill file number *i* and its offsets: 1 where it is plain and there is room, 0 where not, -1 with an exception. */
+static int
+fill_file(batch *self, Py_ssize_t i)
+{
+    const ibt_read_file *read = &self->read[i];
+    ibt_plain_file *file = &self->files[i];
+    file->name = (ibt_text){read->name, read->name_len};
+    file->content = (ibt_text){read->content, (size_t)read->info.st_size};
+    file->signature = (ibt_text){(const char *)read->signature, read->signature_len};
+    file->mtime_ns = nanoseconds(read->info.st_mtim);
+    file->ctime_ns = nanoseconds(read->info.st_ctim);
+    file->inode = read->info.st_ino;
+    file->dev = read->info.st_dev;
+    file->digest = read->digest;
+    file->sig_digest = read->sig_digest;
+    file->is_vouched = can_vouch(self, file);
+    if (!ibt_is_plain(&self->run, file))
+        return 0;
+    if (i == 0 || !has_owner_of(read, read - 1)) {
+        int found = find_owner(self, (int)(read->info.st_mode & 07777), read->info.st_uid, read->info.st_gid);
+        if (found <= 0)
+            return found;
     }
-    self->files = PyMem_Calloc((size_t)count + 1, sizeof *self->files);
-    self->contents = PyMem_Calloc((size_t)count + 1, sizeof *self->contents);
-    self->owners = PyMem_Calloc((size_t)count + 1, sizeof *self->owners);
+    file->owner = &self->owners[self->owner_count - 1];
+    take_room(&self->whole, file->content.len, &file->data_offset);
+    if (file->signature.data)
+        take_room(&self->sigvault, file->signature.len, &file->sig_offset);
+    return self->whole.added <= self->whole.room && self->sigvault.added <= self->sigvault.room;
+}
+
+/* Fill the files up to the first that is not plain, or has no room; return how many, -1 with an exception. */
+static Py_ssize_t
+fill_files(batch *self)
+{
+    size_t room = (size_t)self->read_count + 1;
+    self->files = PyMem_Calloc(room, sizeof *self->files);
+    self->owners = PyMem_Calloc(room, sizeof *self->owners);
     self->kept = PyList_New(0);
-    if (!self->files || !self->contents || !self->owners || !self->kept) {
+    if (!self->files || !self->owners || !self->kept) {
         PyErr_NoMemory();
         return -1;
     }
-    uint64_t data_end = self->data_tar_len, sig_end = self->sig_tar_len;
-    int mode = -1;
-    long long uid = -1, gid = -1;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        int is_plain = parse_file(self, i, &mode, &uid, &gid);
-        if (is_plain <= 0)
-            return is_plain < 0 ? -1 : i;
-        ibt_plain_file *file = &self->files[i];
-        file->data_offset = data_end + IBT_TAR_BLOCK_LEN;
-        data_end += ibt_member_len(file->content.len);
-        file->sig_offset = sig_end + IBT_TAR_BLOCK_LEN;
-        if (file->signature.data)
-            sig_end += ibt_member_len(file->signature.len);
+    Py_ssize_t count = 0;
+    for (; count < self->read_count; count++) {
+        int is_filled = fill_file(self, count);
+        if (is_filled < 0)
+            return -1;
+        if (!is_filled)
+            break;
     }
     return count;
 }
 
+/* The length of each member, and of all. */
 static PyObject *
-content_members(const batch *self, Py_ssize_t count)
+member_lens(const batch *self, Py_ssize_t count, int of_signatures, size_t *total)
 {
-    size_t room = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        room += ibt_member_len(self->files[i].content.len);
-    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
-    char *out = result ? PyBytes_AS_STRING(result) : NULL;
-    for (Py_ssize_t i = 0; result && i < count; i++) {
+    PyObject *lens = PyList_New(0);
+    *total = 0;
+    for (Py_ssize_t i = 0; lens && i < count; i++) {
         const ibt_plain_file *file = &self->files[i];
-        out = ibt_write_member(out, &self->run, file, file->owner, file->content);
+        ibt_text data = of_signatures ? file->signature : file->content;
+        if (!data.data)
+            continue;
+        *total += ibt_member_len(data.len);
+        PyObject *len = PyLong_FromUnsignedLongLong(ibt_member_len(data.len));
+        if (!len || PyList_Append(lens, len) != 0)
+            Py_CLEAR(lens);
+        Py_XDECREF(len);
     }
-    return result;
+    return lens;
 }
 
-static PyObject *
-signature_members(const batch *self, Py_ssize_t count)
+/* Make *out* longer; return where what it has gained begins, NULL with an exception. */
+static char *
+lengthen(PyObject *out, size_t len)
 {
-    size_t room = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (self->files[i].signature.data)
-            room += ibt_member_len(self->files[i].signature.len);
-    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
-    char *out = result ? PyBytes_AS_STRING(result) : NULL;
-    for (Py_ssize_t i = 0; result && i < count; i++) {
-        const ibt_plain_file *file = &self->files[i];
-        if (file->signature.data)
-            out = ibt_write_member(out, &self->run, file, &self->run.sig_owner, file->signature);
+    Py_ssize_t before = PyByteArray_GET_SIZE(out);
+    return PyByteArray_Resize(out, before + (Py_ssize_t)len) == 0 ? PyByteArray_AS_STRING(out) + before : NULL;
+}
+
+static int
+append_members(const batch *self, Py_ssize_t count, size_t whole_len, size_t sigvault_len)
+{
+    char *whole = lengthen(self->whole.out, whole_len);
+    char *signatures = whole ? lengthen(self->sigvault.out, sigvault_len) : NULL;
+    if (!signatures) {
+        if (whole) {
+            PyObject *type, *value, *trace;
+            PyErr_Fetch(&type, &value, &trace);
+            PyByteArray_Resize(self->whole.out, PyByteArray_GET_SIZE(self->whole.out) - (Py_ssize_t)whole_len);
+            PyErr_Restore(type, value, trace);
+        }
+        return -1;
     }
-    return result;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const ibt_plain_file *file = &self->files[i];
+        whole = ibt_write_member(whole, &self->run, file, file->owner, file->content);
+        if (file->signature.data)
+            signatures = ibt_write_member(signatures, &self->run, file, &self->run.sig_owner, file->signature);
+    }
+    return 0;
 }
 
 typedef char *write_function(char *out, const ibt_plain_run *run, const ibt_plain_file *file);
 
-/* What *write* makes of the files, one after the other; where *parts* is a list, also each one's, appended to it:
- * its length, or itself where it *is_kept*. */
-static PyObject *
-written(const batch *self, Py_ssize_t count, write_function *write, PyObject *parts, int is_kept)
+/* What *write* makes of the files, one after the other, in memory to be freed; *ends gets where each ends. */
+static char *
+written(const batch *self, Py_ssize_t count, write_function *write, char **ends)
 {
     size_t room = 0;
     for (Py_ssize_t i = 0; i < count; i++)
         room += ibt_line_room(&self->run, &self->files[i]);
     char *lines = PyMem_Malloc(room + 1), *out = lines;
     if (!lines)
-        return PyErr_NoMemory();
-    int failed = 0;
-    for (Py_ssize_t i = 0; i < count && !failed; i++) {
-        char *end = write(out, &self->run, &self->files[i]);
-        if (parts) {
-            PyObject *part = is_kept ? PyBytes_FromStringAndSize(out, end - out) : PyLong_FromSsize_t(end - out);
-            failed = !part || PyList_Append(parts, part) != 0;
-            Py_XDECREF(part);
-        }
-        out = end;
-    }
-    PyObject *result = failed ? NULL : PyBytes_FromStringAndSize(lines, out - lines);
+        return (char *)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++)
+        out = ends[i] = write(out, &self->run, &self->files[i]);
+    return lines;
+}
+
+static PyObject *
+lines_of(const batch *self, Py_ssize_t count, write_function *write, char **ends)
+{
+    char *lines = written(self, count, write, ends);
+    PyObject *result =
+        lines ? PyBytes_FromStringAndSize(lines, count ? ends[count - 1] - lines : 0) : NULL;
     PyMem_Free(lines);
     return result;
+}
+
+/* What the files add to an index digest. */
+static PyObject *
+digest_of(const batch *self, Py_ssize_t count, char **ends)
+{
+    uint8_t sum[IBT_DIGEST_LEN] = {0};
+    char *encodings = written(self, count, ibt_write_encoding, ends);
+    ibt_message *messages = PyMem_Calloc((size_t)count + 1, sizeof *messages);
+    uint8_t *digests = PyMem_Calloc((size_t)count + 1, IBT_DIGEST_LEN);
+    PyObject *result = NULL;
+    if (encodings && messages && digests) {
+        const char *begin = encodings;
+        for (Py_ssize_t i = 0; i < count; begin = ends[i++])
+            messages[i] =
+                (ibt_message){(const uint8_t *)begin, (size_t)(ends[i] - begin), digests + i * IBT_DIGEST_LEN};
+        self->state->hashing->blake3_many(messages, (size_t)count);
+        for (Py_ssize_t i = 0; i < count; i++)
+            ibt_add_digest(sum, messages[i].out);
+        result = PyBytes_FromStringAndSize((const char *)sum, sizeof sum);
+    } else if (!PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    PyMem_Free(encodings);
+    PyMem_Free(messages);
+    PyMem_Free(digests);
+    return result;
+}
+
+/* The rows of a table of contents: size, beginning of the digest, sort key of the path. The filter has them, too. */
+static PyObject *
+rows_of(const batch *self, Py_ssize_t count)
+{
+    PyObject *rows = PyList_New(0);
+    for (Py_ssize_t i = 0; rows && i < count; i++) {
+        const ibt_plain_file *file = &self->files[i];
+        if (file->content.len < (size_t)self->noted_len)
+            continue;
+        int64_t prefix = ibt_digest_prefix(file->digest);
+        ibt_filter_add(self->filter.buf, (size_t)self->filter.len, prefix);
+        PyObject *key = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(self->run.prefix.len + file->name.len));
+        if (key)
+            ibt_write_sort_key(PyBytes_AS_STRING(key), &self->run, file);
+        PyObject *row = key ? Py_BuildValue("nLN", (Py_ssize_t)file->content.len, (long long)prefix, key) : NULL;
+        if (!row || PyList_Append(rows, row) != 0)
+            Py_CLEAR(rows);
+        Py_XDECREF(row);
+    }
+    return rows;
+}
+
+static long long
+total_len(const batch *self, Py_ssize_t count)
+{
+    long long total = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        total += (long long)self->files[i].content.len;
+    return total;
 }
 
 static PyObject *
 encode_batch(batch *self)
 {
-    Py_ssize_t count = parse_files(self);
-    if (count < 0)
-        return NULL;
-    PyObject *members = content_members(self, count), *signatures = signature_members(self, count);
-    PyObject *index_lens = PyList_New(0), *encodings = PyList_New(0), *result = NULL;
-    PyObject *state = written(self, count, ibt_write_state_line, NULL, 0);
-    PyObject *index = index_lens ? written(self, count, ibt_write_index_line, index_lens, 0) : NULL;
-    PyObject *all = encodings ? written(self, count, ibt_write_encoding, encodings, 1) : NULL;
-    if (members && signatures && state && index && all)
-        result = Py_BuildValue("nOOOOOO", count, members, signatures, state, index, index_lens, encodings);
-    Py_XDECREF(members);
-    Py_XDECREF(signatures);
-    Py_XDECREF(index_lens);
-    Py_XDECREF(encodings);
+    Py_ssize_t count = fill_files(self);
+    char **ends = count < 0 ? NULL : PyMem_Calloc((size_t)count + 1, sizeof *ends);
+    if (!ends)
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    size_t whole_len, sigvault_len;
+    PyObject *whole_lens = member_lens(self, count, 0, &whole_len);
+    PyObject *sigvault_lens = member_lens(self, count, 1, &sigvault_len);
+    PyObject *state = lines_of(self, count, ibt_write_state_line, ends);
+    PyObject *index = lines_of(self, count, ibt_write_index_line, ends);
+    PyObject *digest = digest_of(self, count, ends);
+    PyObject *rows = rows_of(self, count), *result = NULL;
+    if (whole_lens && sigvault_lens && state && index && digest && rows)
+        result = Py_BuildValue("nLOOOOOO", count, total_len(self, count), whole_lens, sigvault_lens, state, index,
+                               digest, rows);
+    if (result && append_members(self, count, whole_len, sigvault_len) != 0)
+        Py_CLEAR(result);
+    PyMem_Free(ends);
+    Py_XDECREF(whole_lens);
+    Py_XDECREF(sigvault_lens);
     Py_XDECREF(state);
     Py_XDECREF(index);
-    Py_XDECREF(all);
+    Py_XDECREF(digest);
+    Py_XDECREF(rows);
     return result;
+}
+
+/* Where the files of a Reading from *begin* to *end* are: 0, or -1 with an exception. */
+static int
+find_files(const ibt_read_file **files, PyObject *table, Py_ssize_t begin, Py_ssize_t end)
+{
+    const ibt_read_table *read = PyCapsule_GetPointer(table, IBT_READ_TABLE);
+    if (!read)
+        return -1;
+    if (begin < 0 || end < begin || (size_t)end > read->count) {
+        PyErr_SetString(PyExc_IndexError, "so many files were not read");
+        return -1;
+    }
+    *files = read->count ? read->files + begin : NULL;
+    return 0;
+}
+
+static int
+check_filter(const Py_buffer *filter)
+{
+    size_t len = (size_t)filter->len;
+    if (len && !(len & (len - 1)))
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "the length of a filter is a power of two");
+    return -1;
 }
 
 static PyObject *
 native_encode_plain(PyObject *module, PyObject *args)
 {
-    (void)module;
-    batch self = {0};
-    PyObject *items, *digests, *sig_digests;
-    Py_ssize_t prefix_len, data_file_len, sig_file_len, permissions_len, rest_len;
-    unsigned long long data_tar_len, sig_tar_len;
+    batch self = {.state = PyModule_GetState(module)};
+    PyObject *table;
+    Py_ssize_t begin, end, prefix_len, whole_file_len, sigvault_file_len, permissions_len, rest_len;
+    unsigned long long whole_len, whole_room, sigvault_len, sigvault_room;
     ibt_plain_run *run = &self.run;
-    if (!PyArg_ParseTuple(args, "OOOy#(y#K)(y#K)(y#y#I)O(LLL):encode_plain", &items, &digests, &sig_digests,
-                          &run->prefix.data, &prefix_len, &run->data_file.data, &data_file_len, &data_tar_len,
-                          &run->sig_file.data, &sig_file_len, &sig_tar_len, &run->sig_owner.permissions,
-                          &permissions_len, &run->sig_owner.rest, &rest_len, &run->sig_owner.sum, &self.owner_of,
-                          &self.begin_ns, &self.fine_ns, &self.coarse_ns) ||
-        check_header(&run->sig_owner, permissions_len, rest_len) != 0)
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "Onny#(y#KKO!)(y#KKO!)(y#y#I)O(LLL)nw*:encode_plain", &table, &begin, &end,
+                          &run->prefix.data, &prefix_len, &run->data_file.data, &whole_file_len, &whole_len,
+                          &whole_room, &PyByteArray_Type, &self.whole.out, &run->sig_file.data, &sigvault_file_len,
+                          &sigvault_len, &sigvault_room, &PyByteArray_Type, &self.sigvault.out,
+                          &run->sig_owner.permissions, &permissions_len, &run->sig_owner.rest, &rest_len,
+                          &run->sig_owner.sum, &self.owner_of, &self.begin_ns, &self.fine_ns, &self.coarse_ns,
+                          &self.noted_len, &self.filter))
         return NULL;
     run->prefix.len = (size_t)prefix_len;
-    run->data_file.len = (size_t)data_file_len;
-    run->sig_file.len = (size_t)sig_file_len;
-    self.data_tar_len = data_tar_len;
-    self.sig_tar_len = sig_tar_len;
-    self.items = PySequence_Tuple(items);
-    self.digests = self.items ? PySequence_Tuple(digests) : NULL;
-    self.sig_digests = self.digests ? PySequence_Tuple(sig_digests) : NULL;
-    PyObject *result = self.sig_digests ? encode_batch(&self) : NULL;
+    run->data_file.len = (size_t)whole_file_len;
+    run->sig_file.len = (size_t)sigvault_file_len;
+    self.whole.tar_len = whole_len;
+    self.whole.room = whole_room;
+    self.sigvault.tar_len = sigvault_len;
+    self.sigvault.room = sigvault_room;
+    self.read_count = end - begin;
+    if (find_files(&self.read, table, begin, end) == 0 && check_header(&run->sig_owner, permissions_len, rest_len) == 0 && check_filter(&self.filter) == 0)
+        result = encode_batch(&self);
     free_batch(&self);
     return result;
 }
 
+/* Whether the beginning of the digest of *read* is that of one from *first* on before it. */
+static int
+is_repeated(const ibt_read_file *first, const ibt_read_file *read)
+{
+    for (; first < read; first++)
+        if (memcmp(first->digest, read->digest, 8) == 0)
+            return 1;
+    return 0;
+}
+
+static PyObject *
+native_find_seen(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *table;
+    Py_ssize_t begin, end, noted_len;
+    Py_buffer filter;
+    if (!PyArg_ParseTuple(args, "Onnny*:find_seen", &table, &begin, &end, &noted_len, &filter))
+        return NULL;
+    const ibt_read_file *files;
+    int failed = find_files(&files, table, begin, end) != 0 || check_filter(&filter) != 0;
+    PyObject *positions = failed ? NULL : PyList_New(0);
+    for (Py_ssize_t i = 0; positions && i < end - begin; i++) {
+        const ibt_read_file *read = &files[i];
+        if (read->info.st_size < noted_len ||
+            !(ibt_filter_has(filter.buf, (size_t)filter.len, ibt_digest_prefix(read->digest)) ||
+              is_repeated(files, read)))
+            continue;
+        PyObject *position = PyLong_FromSsize_t(begin + i);
+        if (!position || PyList_Append(positions, position) != 0)
+            Py_CLEAR(positions);
+        Py_XDECREF(position);
+    }
+    PyBuffer_Release(&filter);
+    return positions;
+}
+
+/* The functions stay as long as the capsule, which the module keeps. */
+static int
+add_hashing_functions(PyObject *module)
+{
+    module_state *state = PyModule_GetState(module);
+    PyObject *tree = PyImport_ImportModule("incremental_backups_tools.tree._native");
+    PyObject *capsule = tree ? PyObject_GetAttrString(tree, "hashing_functions") : NULL;
+    Py_XDECREF(tree);
+    state->hashing = capsule ? PyCapsule_GetPointer(capsule, IBT_HASHING_FUNCTIONS) : NULL;
+    int failed = state->hashing ? PyModule_AddObjectRef(module, "hashing_functions", capsule) : -1;
+    Py_XDECREF(capsule);
+    return failed;
+}
+
 static PyMethodDef methods[] = {
     {"encode_plain", native_encode_plain, METH_VARARGS, NULL},
+    {"find_seen", native_find_seen, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_hashing_functions},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
@@ -302,7 +456,7 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "incremental_backups_tools.chain._native",
     .m_doc = "What plain files are in archives and lists, in C; incremental_backups_tools.chain._plain_twin says what.",
-    .m_size = 0,
+    .m_size = sizeof(module_state),
     .m_methods = methods,
     .m_slots = slots,
 };

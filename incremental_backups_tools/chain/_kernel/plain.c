@@ -24,8 +24,8 @@ ibt_is_plain(const ibt_plain_run *run, const ibt_plain_file *file)
     return 1;
 }
 
-size_t
-ibt_member_len(size_t len)
+uint64_t
+ibt_member_len(uint64_t len)
 {
     return IBT_TAR_BLOCK_LEN + (len + IBT_TAR_BLOCK_LEN - 1) / IBT_TAR_BLOCK_LEN * IBT_TAR_BLOCK_LEN;
 }
@@ -216,4 +216,53 @@ ibt_write_encoding(char *out, const ibt_plain_run *run, const ibt_plain_file *fi
     memset(out, 0xFF, 6 * 4); /* target, link_of, device, flags, xattrs and acl are absent */
     out = put_little(out + 6 * 4, IBT_DIGEST_LEN, 4);
     return put(out, file->digest, IBT_DIGEST_LEN);
+}
+
+void
+ibt_write_sort_key(char *out, const ibt_plain_run *run, const ibt_plain_file *file)
+{
+    char *key = out;
+    out = put_text(put_text(out, run->prefix), file->name);
+    for (; key < out; key++)
+        if (*key == '/')
+            *key = '\0';
+}
+
+void
+ibt_add_digest(uint8_t *sum, const uint8_t *digest)
+{
+    unsigned carry = 0;
+    for (size_t i = IBT_DIGEST_LEN; i-- > 0; carry >>= 8) {
+        carry += (unsigned)sum[i] + digest[i];
+        sum[i] = (uint8_t)carry;
+    }
+}
+
+int64_t
+ibt_digest_prefix(const uint8_t *digest)
+{
+    uint64_t prefix = 0;
+    for (size_t i = 0; i < 8; i++)
+        prefix = prefix << 8 | digest[i];
+    return (int64_t)prefix;
+}
+
+static uint64_t
+filter_bit(size_t filter_len, int64_t prefix)
+{
+    return (uint64_t)prefix & (8 * (uint64_t)filter_len - 1);
+}
+
+int
+ibt_filter_has(const uint8_t *filter, size_t filter_len, int64_t prefix)
+{
+    uint64_t bit = filter_bit(filter_len, prefix);
+    return filter[bit / 8] >> (bit % 8) & 1;
+}
+
+void
+ibt_filter_add(uint8_t *filter, size_t filter_len, int64_t prefix)
+{
+    uint64_t bit = filter_bit(filter_len, prefix);
+    filter[bit / 8] |= (uint8_t)(1 << (bit % 8));
 }

@@ -46,7 +46,7 @@ typedef struct {
 int ibt_is_plain(const ibt_plain_run *run, const ibt_plain_file *file);
 
 /* How many bytes a member of *len* bytes takes in a tar. */
-size_t ibt_member_len(size_t len);
+uint64_t ibt_member_len(uint64_t len);
 
 /* Write the member with *data* under the file's path to *out*; return where the next one begins. */
 char *ibt_write_member(char *out, const ibt_plain_run *run, const ibt_plain_file *file, const ibt_owner *owner,
@@ -57,5 +57,18 @@ size_t ibt_line_room(const ibt_plain_run *run, const ibt_plain_file *file);
 char *ibt_write_state_line(char *out, const ibt_plain_run *run, const ibt_plain_file *file);
 char *ibt_write_index_line(char *out, const ibt_plain_run *run, const ibt_plain_file *file);
 char *ibt_write_encoding(char *out, const ibt_plain_run *run, const ibt_plain_file *file);
+
+/* The sort key of a file's path, as long as the path. */
+void ibt_write_sort_key(char *out, const ibt_plain_run *run, const ibt_plain_file *file);
+
+/* Add a big-endian number of IBT_DIGEST_LEN bytes to *sum*, modulo 2^256. */
+void ibt_add_digest(uint8_t *sum, const uint8_t *digest);
+
+/* The first eight bytes of a digest as a signed big-endian number, by which a table of contents has it. */
+int64_t ibt_digest_prefix(const uint8_t *digest);
+
+/* A filter of one bit for some bits of a prefix; its length in bytes is a power of two. */
+int ibt_filter_has(const uint8_t *filter, size_t filter_len, int64_t prefix);
+void ibt_filter_add(uint8_t *filter, size_t filter_len, int64_t prefix);
 
 #endif

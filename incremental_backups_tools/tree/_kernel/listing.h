@@ -3,6 +3,7 @@
 #ifndef IBT_LISTING_H
 #define IBT_LISTING_H
 
+#include "blake3.h"
 #include "kernel.h"
 
 #include <stddef.h>
@@ -45,14 +46,24 @@ int ibt_line_agrees(const uint8_t *line, size_t len, const char *path, size_t pa
 
 typedef struct {
     size_t number; /* in the listing */
+    const char *name; /* ended by NUL */
+    size_t name_len;
     struct stat info; /* of the opened file */
     char *content; /* info.st_size bytes */
     uint8_t *signature; /* signature_len bytes; NULL where it gets none */
     size_t signature_len;
+    uint8_t digest[IBT_BLAKE3_LEN], sig_digest[IBT_BLAKE3_LEN]; /* of the content, and of the signature */
 } ibt_read_file;
 
+/* What the attribute table of a Reading, a capsule of this name, points to, as long as the Reading lives. */
+#define IBT_READ_TABLE "incremental_backups_tools.tree._native.read_table"
 typedef struct {
-    size_t max_files, max_len; /* most files, and most bytes of each */
+    const ibt_read_file *files;
+    size_t count;
+} ibt_read_table;
+
+typedef struct {
+    size_t max_files, max_len; /* most files, and most bytes of each: up to IBT_BLAKE3_MAX */
     size_t max_total; /* no further file is begun once there are so many bytes */
 } ibt_read_limits;
 
@@ -76,8 +87,8 @@ typedef struct {
 ibt_reading_plan ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits,
                                   const ibt_signing *signing);
 
-/* Read and sign the files from number *first* up to *end* into *files*, their contents and signatures into *room*, both as
- * large as the plan says. What is anything but a plain small file at rest is left out, for somebody who looks at it
+/* Read, hash and sign the files from number *first* up to *end* into *files*, their contents and signatures into *room*,
+ * both as large as the plan says. What is anything but a plain small file at rest is left out, for somebody who looks at it
  * closely: it is not there, no regular file, long, linked, sparse, has another length than it was listed with, has
  * extended attributes or flags that are kept, cannot be read, or changed meanwhile. Returns how many were read. */
 size_t ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd, size_t max_len,

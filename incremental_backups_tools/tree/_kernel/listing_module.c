@@ -181,7 +181,7 @@ listing_read_ahead(listing_object *self, PyObject *args)
     PyObject *reader;
     if (!PyArg_ParseTuple(args, "ninnnO:read_ahead", &first, &dir_fd, &max_files, &max_len, &max_total, &reader))
         return NULL;
-    if (first < 0 || max_files < 1 || max_len < 0 || max_total < 0) {
+    if (first < 0 || max_files < 1 || max_len < 0 || max_len > IBT_BLAKE3_MAX || max_total < 0) {
         PyErr_SetString(PyExc_ValueError, "a number is out of range");
         return NULL;
     }

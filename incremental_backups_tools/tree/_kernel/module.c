@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "blake3.h"
 #include "create.h"
 #include "parts.h"
 
@@ -102,12 +103,69 @@ exit:
     return result;
 }
 
+/* The digest of each of some messages, by every loop that there is: for tests. */
+static PyObject *
+native_blake3_many(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *given, *result = NULL;
+    int is_plain;
+    if (!PyArg_ParseTuple(args, "Op:blake3_many", &given, &is_plain))
+        return NULL;
+    PyObject *items = PySequence_Tuple(given);
+    Py_ssize_t count = items ? PyTuple_GET_SIZE(items) : 0;
+    ibt_message *messages = PyMem_Calloc((size_t)count + 1, sizeof *messages);
+    uint8_t *digests = PyMem_Calloc((size_t)count + 1, IBT_BLAKE3_LEN);
+    if (!items || !messages || !digests) {
+        if (items)
+            PyErr_NoMemory();
+        goto exit;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *data;
+        Py_ssize_t len;
+        if (PyBytes_AsStringAndSize(PyTuple_GET_ITEM(items, i), &data, &len) != 0)
+            goto exit;
+        if (len > IBT_BLAKE3_MAX) {
+            PyErr_SetString(PyExc_ValueError, "a message is too long");
+            goto exit;
+        }
+        messages[i] = (ibt_message){(const uint8_t *)data, (size_t)len, digests + i * IBT_BLAKE3_LEN};
+    }
+    (is_plain ? ibt_blake3_many_plain : ibt_blake3_many)(messages, (size_t)count);
+    result = PyList_New(count);
+    for (Py_ssize_t i = 0; result && i < count; i++) {
+        PyObject *digest = PyBytes_FromStringAndSize((const char *)messages[i].out, IBT_BLAKE3_LEN);
+        if (digest)
+            PyList_SET_ITEM(result, i, digest);
+        else
+            Py_CLEAR(result);
+    }
+exit:
+    PyMem_Free(messages);
+    PyMem_Free(digests);
+    Py_XDECREF(items);
+    return result;
+}
+
+static int
+add_hashing_functions(PyObject *module)
+{
+    static ibt_hashing_functions functions = {ibt_blake3_many};
+    PyObject *capsule = PyCapsule_New(&functions, IBT_HASHING_FUNCTIONS, NULL);
+    int failed = capsule ? PyModule_AddObjectRef(module, "hashing_functions", capsule) : -1;
+    Py_XDECREF(capsule);
+    return failed;
+}
+
 static PyMethodDef methods[] = {
     {"create_files", native_create_files, METH_O, "create_files(files) -> codes"},
+    {"blake3_many", native_blake3_many, METH_VARARGS, "blake3_many(messages, is_plain) -> digests"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_hashing_functions},
     {Py_mod_exec, ibt_add_listing},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},

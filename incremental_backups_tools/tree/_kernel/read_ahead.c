@@ -12,6 +12,7 @@ enum {
     STAT_BLOCK_LEN = 512,
     GRAIN = 4096, /* no shorter file is stored as one with holes */
     SIGNATURE_HEADER_LEN = 12,
+    HASHED_AT_ONCE = 32,
 };
 
 static int
@@ -126,6 +127,24 @@ sign(const ibt_signing *signing, size_t block_len, const char *content, size_t l
     signing->hash_blocks(&format, (const uint8_t *)content, len, out);
 }
 
+/* The digests of what was read, of many files side by side: most are too short to fill a vector alone. */
+static void
+hash_files(ibt_read_file *files, size_t count)
+{
+    ibt_message messages[2 * HASHED_AT_ONCE];
+    size_t waiting = 0;
+    for (ibt_read_file *file = files; file < files + count; file++) {
+        messages[waiting++] = (ibt_message){(const uint8_t *)file->content, (size_t)file->info.st_size, file->digest};
+        if (file->signature)
+            messages[waiting++] = (ibt_message){file->signature, file->signature_len, file->sig_digest};
+        if (waiting >= 2 * HASHED_AT_ONCE - 1) {
+            ibt_blake3_many(messages, waiting);
+            waiting = 0;
+        }
+    }
+    ibt_blake3_many(messages, waiting);
+}
+
 ibt_reading_plan
 ibt_plan_reading(const ibt_listing *listing, size_t first, const ibt_read_limits *limits, const ibt_signing *signing)
 {
@@ -163,7 +182,10 @@ ibt_read_range(const ibt_listing *listing, size_t first, size_t end, int dir_fd,
             sign(signing, block_len, file->content, len, file->signature);
         room += len + file->signature_len;
         file->number = i;
+        file->name = name->name;
+        file->name_len = name->name_len;
         count++;
     }
+    hash_files(files, count);
     return count;
 }

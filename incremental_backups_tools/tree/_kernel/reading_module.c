@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+/* With shorter ones a signature could be longer than what it signs. */
+enum { MIN_BLOCK_LEN = 64 };
+
 typedef struct reading_object reading_object;
 
 typedef struct {
@@ -33,6 +36,7 @@ struct reading_object {
     ibt_read_file *files; /* all this memory is the caller's: a thread that allocated would get an arena */
     char *room;
     size_t room_len, count;
+    ibt_read_table table;
 };
 
 static void
@@ -151,8 +155,8 @@ parse_signing(ibt_signing *result, PyObject *signing)
         unsigned long len = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(block_lens, bits));
         if (PyErr_Occurred())
             return -1;
-        if (len > INT32_MAX) {
-            PyErr_SetString(PyExc_ValueError, "a block is too long");
+        if (len > INT32_MAX || (len && len < MIN_BLOCK_LEN)) {
+            PyErr_SetString(PyExc_ValueError, "a block is too long or too short");
             return -1;
         }
         result->block_lens[bits] = (uint32_t)len;
@@ -294,36 +298,63 @@ nanoseconds(struct timespec time)
 }
 
 static PyObject *
-file_tuple(reading_object *self, const ibt_read_file *file, PyObject *room)
+file_tuple(reading_object *self, const ibt_read_file *file)
 {
-    const ibt_name *name = &self->listing->listing.names[file->number];
     const struct stat *info = &file->info;
     Py_ssize_t start = file->content - self->room;
-    PyObject *content = PySequence_GetSlice(room, start, start + (Py_ssize_t)info->st_size);
+    PyObject *room = PyMemoryView_FromObject((PyObject *)self);
+    PyObject *content = room ? PySequence_GetSlice(room, start, start + (Py_ssize_t)info->st_size) : NULL;
+    Py_XDECREF(room);
     if (!content)
         return NULL;
-    return Py_BuildValue("ny#iLLLLKKNy#", (Py_ssize_t)file->number, name->name, (Py_ssize_t)name->name_len,
+    return Py_BuildValue("ny#iLLLLKKNy#y#y#", (Py_ssize_t)file->number, file->name, (Py_ssize_t)file->name_len,
                          (int)(info->st_mode & 07777), (long long)info->st_uid, (long long)info->st_gid,
                          nanoseconds(info->st_mtim), nanoseconds(info->st_ctim), (unsigned long long)info->st_ino,
                          (unsigned long long)info->st_dev, content, (const char *)file->signature,
-                         (Py_ssize_t)file->signature_len);
+                         (Py_ssize_t)file->signature_len, (const char *)file->digest, (Py_ssize_t)IBT_BLAKE3_LEN,
+                         file->signature ? (const char *)file->sig_digest : NULL, (Py_ssize_t)IBT_BLAKE3_LEN);
+}
+
+static Py_ssize_t
+reading_length(reading_object *self)
+{
+    wait_for_thread(self);
+    return (Py_ssize_t)self->count;
+}
+
+/* The file at a position, or NULL with an exception. */
+static const ibt_read_file *
+file_at(reading_object *self, PyObject *position)
+{
+    Py_ssize_t i = PyNumber_AsSsize_t(position, PyExc_IndexError);
+    if (i == -1 && PyErr_Occurred())
+        return NULL;
+    if (i < 0 || i >= reading_length(self)) {
+        PyErr_SetString(PyExc_IndexError, "so many files were not read");
+        return NULL;
+    }
+    return &self->files[i];
 }
 
 static PyObject *
-reading_files(reading_object *self, PyObject *Py_UNUSED(ignored))
+reading_file(reading_object *self, PyObject *position)
 {
-    wait_for_thread(self);
-    PyObject *room = PyMemoryView_FromObject((PyObject *)self);
-    PyObject *result = room ? PyList_New((Py_ssize_t)self->count) : NULL;
-    for (size_t i = 0; result && i < self->count; i++) {
-        PyObject *file = file_tuple(self, &self->files[i], room);
-        if (file)
-            PyList_SET_ITEM(result, (Py_ssize_t)i, file);
-        else
-            Py_CLEAR(result);
-    }
-    Py_XDECREF(room);
-    return result;
+    const ibt_read_file *file = file_at(self, position);
+    return file ? file_tuple(self, file) : NULL;
+}
+
+static PyObject *
+reading_number(reading_object *self, PyObject *position)
+{
+    const ibt_read_file *file = file_at(self, position);
+    return file ? PyLong_FromSize_t(file->number) : NULL;
+}
+
+static PyObject *
+reading_table(reading_object *self, void *Py_UNUSED(closure))
+{
+    self->table = (ibt_read_table){self->files, (size_t)reading_length(self)};
+    return PyCapsule_New(&self->table, IBT_READ_TABLE, NULL);
 }
 
 /* Contents are views of the memory that they were read into. */
@@ -344,19 +375,29 @@ reading_end(reading_object *self, void *Py_UNUSED(closure))
     return PyLong_FromSize_t(self->end);
 }
 
+static PyObject *
+reading_most_bytes(reading_object *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->room_len);
+}
+
 static PyMethodDef reading_methods[] = {
-    {"files", (PyCFunction)reading_files, METH_NOARGS, NULL},
+    {"file", (PyCFunction)reading_file, METH_O, NULL},
+    {"number", (PyCFunction)reading_number, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef reading_members[] = {
     {"end", (getter)reading_end, NULL, NULL, NULL},
+    {"most_bytes", (getter)reading_most_bytes, NULL, NULL, NULL},
+    {"table", (getter)reading_table, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot reading_slots[] = {
     {Py_tp_dealloc, reading_dealloc},
     {Py_tp_methods, reading_methods},
+    {Py_sq_length, reading_length},
     {Py_bf_getbuffer, reading_buffer},
     {Py_tp_getset, reading_members},
     {0, NULL},

@@ -12,11 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "incremental_backups_tools" / "delta" / "_kernel"
-SOURCES = sorted(str(path) for path in KERNEL.glob("*.c") if path.name != "module.c")
+TREE = ROOT / "incremental_backups_tools" / "tree" / "_kernel"
+SOURCES = sorted(str(path) for path in KERNEL.glob("*.c") if path.name != "module.c") + [
+    str(TREE / "blake3.c")
+]
 
 
 @pytest.mark.parametrize("level", [[], ["-DIBT_NO_AVX512"], ["-DIBT_PLAIN"]], ids=["best", "avx2", "plain"])
-@pytest.mark.parametrize("harness", ["hash", "search", "parse"])
+@pytest.mark.parametrize("harness", ["hash", "search", "parse", "blake3"])
 def test_every_level_of_vectors_passes_the_harness(tmp_path, level, harness):
     compiler = shlex.split(os.environ.get("CC", "cc"))
     program = tmp_path / "harness"
@@ -31,6 +34,7 @@ def test_every_level_of_vectors_passes_the_harness(tmp_path, level, harness):
             "-Werror",
             *level,
             f"-I{KERNEL}",
+            f"-I{TREE}",
             "-o",
             str(program),
         ]
