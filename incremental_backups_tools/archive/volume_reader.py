@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
@@ -157,6 +158,34 @@ class VolumeReader:
         """
         self._check_range(offset, 1)
         return self._table.find(offset)
+
+    def frame_numbers(self, offset: int, length: int) -> range:
+        """The numbers of the frames that hold a range of the tar.
+
+        Raises:
+            ArchiveFormatError: a range that reaches beyond the tar.
+        """
+        self._check_range(offset, length)
+        if not length:
+            return range(0)
+        return range(self._table.find(offset), self._table.find(offset + length - 1) + 1)
+
+    def raw_frame(self, number: int) -> RawFrame:
+        """A frame that will be wanted soon, as it lies.
+
+        Raises:
+            IntegrityError, RepositoryError: it is not there.
+        """
+        frame = self._table.frame(number)
+        return RawFrame(self, number, self._fetch(frame.offset, frame.length))
+
+    def keep_frame(self, number: int, raw: bytes) -> None:
+        """Decompress a frame for those who will read it; one that is damaged they will be told of."""
+        try:
+            content = self._decompress(self._table.frame(number), memoryview(raw))
+        except BackupError:
+            return
+        self._cache.put(self, number, content)
 
     def frames_for(self, offset: int, length: int) -> tuple[int, int]:
         """Offset and length of the part of the *file* that holds this range of the tar.
@@ -340,6 +369,19 @@ class VolumeReader:
         if decompressor is None:
             decompressor = self._threads.decompressor = zstandard.ZstdDecompressor()
         return decompressor
+
+
+@dataclass(frozen=True, slots=True)
+class RawFrame:
+    """A frame of a volume as it lies."""
+
+    volume: VolumeReader
+    number: int
+    raw: bytes
+
+    def keep(self) -> None:
+        """Decompress it for those who will read it; in any thread."""
+        self.volume.keep_frame(self.number, self.raw)
 
 
 @contextmanager

@@ -260,11 +260,13 @@ class _Run:
             self._id, self._next_numbers = leftover.backup_id, leftover.next_numbers
 
     def _make(self) -> BackupReport:
-        draft = Draft(self._store, self._key, self._id, chain=self._chain, stack=self._stack)
-        parent = self._parent_index(draft)
         with compressing_pool(self._options.threads) as pool:
+            draft = Draft(self._store, self._key, self._id, chain=self._chain, stack=self._stack, pool=pool)
+            parent = self._parent_index(draft)
+            if parent is not None:
+                parent.entries.read_ahead(pool)
             result, archives, bytes_read = self._pack(pool, draft, parent)
-        archives = draft.finish(self._repository.repository_id, archives)
+            archives = draft.finish(self._repository.repository_id, archives)
         header = self._header(draft, result, archives, bytes_read)
         files = self._opening_files()
         files += [self._report_file(file) for file in archives]
@@ -317,7 +319,7 @@ class _Run:
             on_unlisted=packer.unlisted,
             on_left_out=packer.left_out,
         )
-        result = packer.pack(walk, parent.entries if parent is not None else None)
+        result = packer.pack(walk, parent.entries if parent is not None else None, pool=pool)
         self._check_shrinkage(draft)
         files = [file for volumes in (whole, updated, sigvault) if volumes for file in volumes.finish()]
         return result, files, storer.bytes_read

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import Executor
 
 import msgspec
 from blake3 import blake3
@@ -27,34 +28,31 @@ from incremental_backups_tools.chain.content_reading import (
     Reading,
     WholeReading,
 )
+from incremental_backups_tools.chain.frames_ahead import FramesAhead
 from incremental_backups_tools.chain.known_content import Known, KnownContent
+from incremental_backups_tools.chain.look_ahead import LookAhead
 from incremental_backups_tools.chain.moved_files import MovedFiles
-from incremental_backups_tools.chain.old_content import OldContents
 from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain, find_seen
 from incremental_backups_tools.chain.policy import (
     COARSE_SIGNING,
     FINE_SIGNING,
-    MAX_EXACT_LEN,
     delta_pays,
     is_signed,
     may_delta,
 )
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.signature_delta import make_signature_delta
+from incremental_backups_tools.chain.small_delta import HeldFile, SmallDelta, SmallDeltas
 from incremental_backups_tools.chain.volumes import VolumeSet
-from incremental_backups_tools.delta import (
-    Signature,
-    exact_delta,
-)
-from incremental_backups_tools.delta import delta as make_delta
-from incremental_backups_tools.delta import signature as make_signature
+from incremental_backups_tools.delta import Signature
 from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.tree.entry import Entry, Location, SignatureRef, printable
+from incremental_backups_tools.tree.listing import Reader
 from incremental_backups_tools.tree.metadata import plain_entry
 from incremental_backups_tools.tree.read_ahead import ReadFile, ReadFiles
 from incremental_backups_tools.tree.reading import read_stable
-from incremental_backups_tools.tree.walk import Found
+from incremental_backups_tools.tree.walk import AnyWalk, Found
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +110,8 @@ class ContentStorer:
         self._archives = archives
         self._known = known
         self._moved = moved
-        self._old = OldContents(archives) if archives is not None and reads_old else None
         self.signing = COARSE_SIGNING if reads_old else FINE_SIGNING
+        self._deltas = SmallDeltas(archives, self.signing) if archives is not None and reads_old else None
         self.bytes_read = 0
 
     @property
@@ -121,29 +119,50 @@ class ContentStorer:
         """How the files are to be signed that are read ahead."""
         return self.signing.small_files
 
+    def look_ahead(self, walk: AnyWalk, reader: Reader, pool: Executor | None) -> LookAhead | None:
+        """What reads small files that *walk* comes by; None where their old versions are not read either."""
+        if self._deltas is None or self._archives is None or pool is None:
+            return None
+        return LookAhead(walk, reader, FramesAhead(self._archives, pool))
+
+    def may_be_edited(self, found: Found, parent: ResolvedEntry) -> bool:
+        """Whether a file that needs a look is most likely an edited version of *parent* that a delta is made of."""
+        size = found.stat.st_size
+        return (
+            self._deltas is not None
+            and self._deltas.can_make(size, parent)
+            and parent.content_digest is not None
+            and not _looks_unchanged(found.stat, parent.entry)
+            and is_signed(size)
+            and may_delta(size, parent.data)
+        )
+
     def store(
-        self, found: Found, parent: ResolvedEntry | None, read: ReadFile | None = None
+        self,
+        found: Found,
+        parent: ResolvedEntry | None,
+        read: ReadFile | None = None,
     ) -> StoredContent:
         """Read *found* and store what is new about it.
 
         Args:
             parent: the same path in the parent's index, where it had content.
-            read: what was read ahead of it, in a full.
+            read: what was read ahead of it: nothing was there before, or it is :meth:`may_be_edited`.
 
         Raises:
             SourceError: gone, unreadable, its metadata too, or shrinking at every attempt.
             OSError: a temporary file cannot be written.
         """
-        if read is not None:
-            return self._store_read(found, read)
         holder = parent if parent is not None and parent.content_digest is not None else None
+        if read is not None:
+            return self._store_read(found, read, holder)
         size = found.stat.st_size
         is_alike = holder is not None and _looks_unchanged(found.stat, holder.entry)
         before = holder.content_digest if holder is not None else None
         bases = self._moved.candidates(found.rel_path, found.stat) if self._moved and parent is None else []
         if is_alike or ((size > SMALL_FILE_LEN or bases) and self._known.has_size(size, but=before)):
             reading, _, stable = read_stable(found, lambda opened: HashOnly(self, found, opened))
-            held = self._held(reading, stable, holder)
+            held = self._held(_with_digest(reading), stable, holder)
             if held is not None:
                 return held
         stored = self._store_delta(found, holder, holder) if holder is not None else None
@@ -179,27 +198,23 @@ class ContentStorer:
                 return position
         return read.end
 
-    def _store_read(self, found: Found, read: ReadFile) -> StoredContent:
-        """Store what was read ahead of a file that its path had none of before."""
-        content = read.content
-        self.bytes_read += len(content)
+    def _store_read(self, found: Found, read: ReadFile, parent: ResolvedEntry | None) -> StoredContent:
+        """Store what was read ahead."""
+        self.bytes_read += len(read.content)
         entry = plain_entry(found.rel_path, read, read.digest)
-        known = self._known.find(entry.size, read.digest)
-        if known is not None:
-            return self._known_as(entry, True, known)
-        location = self._whole.add(file_member(entry), content)
-        sig = None
-        if read.signature is not None:
-            sig = self._add_signature(entry, read.signature)
-        return StoredContent(entry, location, False, sig, True, self.bytes_read)
+        file = HeldFile(entry, read.content, entry.size, stable=True, signature=read.signature)
+        held = self._held(entry, True, parent)
+        if held is None and parent is not None:
+            held = self._store_small(file, parent, parent)
+        return held if held is not None else self._add_held(file)
 
-    def _held(self, reading: Reading, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
+    def _held(self, entry: Entry, stable: bool, parent: ResolvedEntry | None) -> StoredContent | None:
         """What was read, if nothing need be stored of it."""
-        digest = reading.hasher.digest()
-        if parent is not None and digest == parent.content_digest:
-            return self._same(reading, stable, parent)
-        known = self._known.find(reading.entry.size, digest) if stable else None
-        return self._known_as(_with_digest(reading), stable, known) if known is not None else None
+        assert entry.digest is not None  # it was read
+        if parent is not None and entry.digest == parent.content_digest:
+            return self._same(entry, stable, parent)
+        known = self._known.find(entry.size, entry.digest) if stable else None
+        return self._known_as(entry, stable, known) if known is not None else None
 
     def _known_as(self, entry: Entry, stable: bool, known: Known) -> StoredContent:
         if known.is_parent:
@@ -211,8 +226,7 @@ class ContentStorer:
             sig = SignatureRef(place.file, place.offset, place.length, known.resolved.sig_digest)
         return StoredContent(entry, data[-1], len(data) > 1, sig, stable, self.bytes_read, known)
 
-    def _same(self, reading: Reading, stable: bool, parent: ResolvedEntry) -> StoredContent:
-        entry = _with_digest(reading)
+    def _same(self, entry: Entry, stable: bool, parent: ResolvedEntry) -> StoredContent:
         if parent.entry.sparse is not None and entry.sparse is not None:
             # Where exactly holes are may change without anybody writing; that alone is no change.
             entry = msgspec.structs.replace(entry, sparse=parent.entry.sparse)
@@ -227,14 +241,16 @@ class ContentStorer:
         size = found.stat.st_size
         if not is_signed(size) or not may_delta(size, base.data):
             return None
-        if self._old is not None and max(size, base.entry.size) <= MAX_EXACT_LEN:
-            return self._store_small_delta(found, base, parent, self._archives, self._old, self._updated)
+        if self._deltas is not None and self._deltas.can_make(size, base):
+            file = self._hold(found)
+            held = self._held(file.entry, file.stable, parent)
+            return held if held is not None else self._store_small(file, base, parent)
         old = self._archives.signature_of(base)
         if old is None:
             return None
         reading, info, stable = read_stable(found, lambda opened: DeltaReading(self, found, opened, old))
         try:
-            held = self._held(reading, stable, parent)
+            held = self._held(_with_digest(reading), stable, parent)
             if held is not None:
                 return held
             delta_len, signature = reading.finish()
@@ -248,49 +264,45 @@ class ContentStorer:
         finally:
             reading.out.close()
 
-    def _store_small_delta(
-        self,
-        found: Found,
-        base: ResolvedEntry,
-        parent: ResolvedEntry | None,
-        archives: Archives,
-        contents: OldContents,
-        updated: VolumeSet,
+    def _add_held(self, file: HeldFile) -> StoredContent:
+        """Store a whole file that is held, with the signature that it has."""
+        assert file.content is not None  # it was read ahead
+        location = self._whole.add(file_member(file.entry), file.content)
+        sig = self._add_signature(file.entry, file.signature) if file.signature is not None else None
+        return StoredContent(file.entry, location, False, sig, file.stable, self.bytes_read)
+
+    def _store_small(
+        self, file: HeldFile, base: ResolvedEntry, parent: ResolvedEntry | None
     ) -> StoredContent | None:
-        """As :meth:`_store_delta`, of the bytes of *base* where those can be reached, else of its signature."""
-        reading, info, stable = read_stable(found, lambda opened: InMemory(self, found, opened))
-        held = self._held(reading, stable, parent)
-        if held is not None:
-            return held
-        if reading.is_too_long:
-            return None
-        content = reading.content()
+        """As :meth:`_store_delta`, of a file that is held, from the bytes of *base* if those can be reached."""
+        assert self._deltas is not None  # the caller looked
         try:
-            before = contents.read(base)
+            delta = self._deltas.make(file, base)
         except BackupError as error:
-            log.warning("%s; %s is stored whole", error, printable(found.rel_path))
+            log.warning("%s; %s is stored whole", error, printable(file.entry.path))
             return None
-        otherwise = "the file is stored whole" if before is None else "its new signature is stored whole"
-        old = archives.signature_of(base, otherwise=otherwise)
-        if before is not None:
-            data = exact_delta(before, content)
-        elif old is not None:
-            data = make_delta(content, old)
-        else:
+        return self._add_small_delta(file, delta, base, parent)
+
+    def _hold(self, found: Found) -> HeldFile:
+        reading, _, stable = read_stable(found, lambda opened: InMemory(self, found, opened))
+        content = None if reading.is_too_long else reading.content()
+        return HeldFile(_with_digest(reading), content, reading.data_len, stable)
+
+    def _add_small_delta(
+        self, file: HeldFile, delta: SmallDelta | None, base: ResolvedEntry, parent: ResolvedEntry | None
+    ) -> StoredContent | None:
+        if (
+            self._updated is None
+            or delta is None
+            or not delta_pays(file.data_len, len(delta.data), base.data)
+        ):
             return None
-        if not delta_pays(reading.data_len, len(data), base.data):
-            return None
-        location = updated.add(file_member(reading.entry, size=len(data)), data)
+        location = self._updated.add(file_member(file.entry, size=len(delta.data)), delta.data)
         sig = None
-        if is_signed(info.st_size):
-            block_len = self.signing.block_len(
-                info.st_size, before=old.block_len if old is not None else None
-            )
-            sig = self._add_signature(reading.entry, make_signature(content, block_len=block_len), old)
+        if delta.signature is not None:
+            sig = self._add_signature(file.entry, delta.signature, delta.old)
         moved_from = base if parent is None else None
-        return StoredContent(
-            _with_digest(reading), location, True, sig, stable, self.bytes_read, base=moved_from
-        )
+        return StoredContent(file.entry, location, True, sig, file.stable, self.bytes_read, base=moved_from)
 
     def _add_delta(self, volumes: VolumeSet, reading: DeltaReading, delta_len: int) -> Location:
         member = file_member(reading.entry, size=delta_len)
@@ -306,7 +318,7 @@ class ContentStorer:
     def _store_whole(self, found: Found, parent: ResolvedEntry | None) -> StoredContent:
         reading, _, stable = read_stable(found, lambda opened: WholeReading(self, found, opened, self._whole))
         # One that is in a volume already was hashed before, or its size is nobody's: it would not be found.
-        held = self._held(reading, stable and reading.is_held, parent)
+        held = self._held(_with_digest(reading), stable and reading.is_held, parent)
         if held is not None:
             reading.abandon()
             return held

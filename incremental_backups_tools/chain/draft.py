@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from typing import BinaryIO, Final, cast
 
@@ -27,9 +28,10 @@ from incremental_backups_tools.chain.signatures import put_signature
 from incremental_backups_tools.chain.state import (
     FULL,
     INCREMENTAL,
+    STATE_LEVEL,
     ArchiveFile,
     StateHeader,
-    write_state_blocks,
+    write_state_frames,
 )
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
 from incremental_backups_tools.repository.cache import Cache
@@ -37,7 +39,7 @@ from incremental_backups_tools.repository.layout import ObjectName, Role
 from incremental_backups_tools.repository.signing import Signer
 from incremental_backups_tools.repository.store import ObjectInfo, Store
 from incremental_backups_tools.tree.entry import IndexDigest
-from incremental_backups_tools.tree.records import RecordReader, RecordWriter
+from incremental_backups_tools.tree.records import RecordWriter
 
 _CHUNK_LEN: Final = 1 << 20
 
@@ -49,6 +51,7 @@ class Draft:
         store: where it will be published.
         chain: headers of the backups it will stand on, full first; none for a full.
         stack: closes what the draft opened.
+        pool: where lines are compressed, until it is finished; None is in the calling thread.
 
     Attributes:
         recorder: takes what there is to say of each name.
@@ -63,6 +66,7 @@ class Draft:
         generation: int = 0,
         chain: Sequence[StateHeader],
         stack: ExitStack,
+        pool: Executor | None = None,
     ) -> None:
         self.key = key
         self.backup_id = backup_id
@@ -71,12 +75,11 @@ class Draft:
         self.kind = INCREMENTAL if self.chain else FULL
         self._store = store
         self._stack = stack
-        self._lines_file = self.scratch_file()
         self._index_file = self.scratch_file()
-        self._lines = RecordWriter(self._lines_file, b"{}", level=1)
+        self._lines = RecordWriter(self.scratch_file(), b"{}", level=STATE_LEVEL, pool=pool)
         self._contents = ContentTable.create()
         stack.callback(self._contents.close)
-        self._index = IndexCacheWriter(self._index_file, contents=self._contents)
+        self._index = IndexCacheWriter(self._index_file, contents=self._contents, pool=pool)
         self._contents_before: ContentTable | None = None
         self._replay = ReplayList()
         stack.callback(self._replay.close)
@@ -175,12 +178,10 @@ class Draft:
         assert self._identity is not None  # finished
         name = self.name(Role.STATE)
         files = []
-        self._lines_file.seek(0)
         if signer is not None:
             header = msgspec.structs.replace(header, repository=self._identity.repository_id)
         with self._store.spool(name.path) as spool:
-            lines = RecordReader(self._lines_file, what="state being written")
-            write_state_blocks(spool.file, header, lines.blocks())
+            write_state_frames(spool.file, header, self._lines.written_frames())
             file = describe(spool.file, name.file_name, str(Role.STATE))
             if prove is not None:
                 prove(spool.file)

@@ -9,20 +9,22 @@ from states it lacks them, and every file is read and hashed once.
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from typing import BinaryIO, Final, cast
 
 import msgspec
 import zstandard
 from blake3 import blake3
 
-from incremental_backups_tools.archive.seek_table import encode_seek_table
+from incremental_backups_tools.archive.seek_table import SeekTable, encode_seek_table
 from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.line_search import (
-    ReaderFrom,
     WrittenFrames,
     encode_index_end,
     is_whole_index,
+    iter_record_frames,
     read_frame,
     read_frame_table,
 )
@@ -39,7 +41,7 @@ from incremental_backups_tools.tree.entry import (
     line_of_entry,
     parse_line,
 )
-from incremental_backups_tools.tree.records import MAX_WINDOW_LEN, RecordReader, RecordWriter, Trailer
+from incremental_backups_tools.tree.records import MAX_WINDOW_LEN, RecordWriter, Trailer
 
 CACHE_FORMAT: Final = "ibt-cached-index"
 CACHE_VERSION: Final = 3
@@ -120,6 +122,7 @@ class CachedLines:
     """The entries of a cached index that was proven whole, one by one or passed over many at a time.
 
     Args:
+        table: where the frames of *file* lie.
         count: lines that stand for entries; after them comes the identity.
 
     Attributes:
@@ -130,15 +133,19 @@ class CachedLines:
         offset: where in *block* the next one begins.
     """
 
-    def __init__(self, file: BinaryIO, count: int, token: str) -> None:
+    def __init__(self, file: BinaryIO, table: SeekTable, count: int, token: str) -> None:
         self._file = file
-        file.seek(0)
-        self._blocks = RecordReader(file, what="cached index").blocks()
+        self._table = table
+        self._blocks = iter_record_frames(file, table)
         self.token = token
         self.count = count
         self.taken = 0
         self.block = b""
         self.offset = 0
+
+    def read_ahead(self, pool: Executor | None) -> None:
+        """Have what comes next decompressed in *pool*; to be called before anything is taken."""
+        self._blocks = iter_record_frames(self._file, self._table, pool=pool)
 
     def has_more(self) -> bool:
         """Whether there is another entry; then it begins at ``offset`` in ``block``."""
@@ -167,8 +174,7 @@ class CachedLines:
 
     def first_blocks(self, count: int) -> Iterator[tuple[bytes, int]]:
         """The first *count* lines again, some at a time, each with its newline, and how many these are."""
-        source = cast(BinaryIO, ReaderFrom(self._file.fileno(), 0))
-        for block in RecordReader(source, what="cached index").blocks():
+        for block in iter_record_frames(self._file, self._table):
             lines = block.count(b"\n")
             if lines > count:
                 lines, block = count, b"".join(block.splitlines(keepends=True)[:count])
@@ -191,6 +197,7 @@ class IndexCacheWriter:
         file: empty, binary.
         contents: told of the content of each regular file that is not copied from *base*, and of which the base
             had and this index has not.
+        pool: where frames are compressed; None is in the calling thread.
 
     Attributes:
         token: tells this file from all others.
@@ -198,16 +205,17 @@ class IndexCacheWriter:
         frames: those that are in the file.
     """
 
-    def __init__(self, file: BinaryIO, *, contents: ContentTable | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO, *, contents: ContentTable | None = None, pool: Executor | None = None
+    ) -> None:
         self.token = secrets.token_hex(16)
         header = _Header(CACHE_FORMAT, CACHE_VERSION, self.token)
         self._out = _Hashed(file)
-        self._records = RecordWriter(cast(BinaryIO, self._out), msgspec.json.encode(header), level=1)
+        out = cast(BinaryIO, self._out)
+        self._records = RecordWriter(out, msgspec.json.encode(header), level=1, pool=pool)
         self.frames = WrittenFrames(self._records.frame_lens, self._records.content_lens)
         self._contents = contents
-        self._open_frame = self.frames.frame_count
-        self._open_lines: dict[bytes, bytes] = {}
-        self._open_blocks: dict[bytes, list[bytes]] = {}  # by the directory of their files
+        self._open = deque([_OpenFrame(self._records.begun_frames)])
         self._skipped = 0  # entries of the base, from its first one on, that were not written
         self.base: CachedLines | None = None
 
@@ -233,7 +241,7 @@ class IndexCacheWriter:
         self._append_lines(lines, count)
         if self._contents is not None:
             self._contents.add_rows(rows)
-            self._open_blocks.setdefault(prefix, []).append(lines)
+            self._open[-1].blocks.setdefault(prefix, []).append(lines)
 
     def write_cached(self, cached: CachedEntry) -> None:
         """Append an entry that is encoded already, the one that the base gave last."""
@@ -252,12 +260,12 @@ class IndexCacheWriter:
             self._contents.remove(before.size, before.digest, before.path)
 
     def open_line(self, path: bytes) -> bytes | None:
-        """The line of *path*, if it was noted and lies in the frame that is not written yet."""
-        line = self._open_lines.get(path)
-        if line is None:
-            directory, slash, _ = path.rpartition(b"/")
-            line = _line_in(self._open_blocks.get(directory + slash, ()), path)
-        return line
+        """The line of *path*, if it was noted and lies in a frame that is not in the file yet."""
+        for frame in self._open:
+            line = frame.line_of(path)
+            if line is not None:
+                return line
+        return None
 
     def close(self, identity: IndexIdentity) -> None:
         """Make it whole."""
@@ -290,18 +298,39 @@ class IndexCacheWriter:
         if self._contents is not None and _is_noted(entry):
             assert entry.digest is not None  # it is noted
             self._contents.add(entry.size, entry.digest, entry.path)
-            self._open_lines[entry.path] = raw
+            self._open[-1].lines[entry.path] = raw
 
     def _append_lines(self, lines: bytes, count: int) -> None:
         self._records.write_block(lines, count)
         self._move_on()
 
     def _move_on(self) -> None:
-        """Forget the lines of a frame that is written by now."""
-        if self.frames.frame_count != self._open_frame:
-            self._open_frame = self.frames.frame_count
-            self._open_lines.clear()
-            self._open_blocks.clear()
+        """Begin another frame where one is on its way, and forget the lines of those that are in the file by now."""
+        if self._open[-1].number != self._records.begun_frames:
+            self._open.append(_OpenFrame(self._records.begun_frames))
+        while len(self._open) > 1 and self._open[0].number < self.frames.frame_count:
+            self._open.popleft()
+
+
+class _OpenFrame:
+    """Lines that were noted of a frame that is not in the file yet.
+
+    Attributes:
+        lines: by their paths.
+        blocks: many at once, by the directory of their files.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lines: dict[bytes, bytes] = {}
+        self.blocks: dict[bytes, list[bytes]] = {}
+
+    def line_of(self, path: bytes) -> bytes | None:
+        line = self.lines.get(path)
+        if line is None:
+            directory, slash, _ = path.rpartition(b"/")
+            line = _line_in(self.blocks.get(directory + slash, ()), path)
+        return line
 
 
 class _Hashed:
@@ -403,7 +432,7 @@ def open_cached_index(
         return None
     identity = last[last.rfind(b"\n", 0, -1) + 1 :]
     token = token_of(header, identity, expected, kept_identity=kept_identity)
-    return CachedLines(file, count - 1, token) if token is not None else None
+    return CachedLines(file, table, count - 1, token) if token is not None else None
 
 
 def token_of(

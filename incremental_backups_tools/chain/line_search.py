@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -35,6 +37,7 @@ _END_HEADER: Final = (0x184D2A50).to_bytes(4, "little") + (32).to_bytes(4, "litt
 # The header of an index has the first frame.
 _FIRST_FRAME: Final = 1
 _CACHED_FRAMES: Final = 4
+_FRAMES_AHEAD: Final = 2
 # Frames are about 1 MiB, and more where lines are longer: two of the longest are copied at once.
 _MAX_FRAME_LEN: Final = 4 * MAX_LINE_LEN
 _CHUNK_LEN: Final = 1 << 18
@@ -231,6 +234,32 @@ def read_frame(file: BinaryIO, frame: Frame, decompressor: zstandard.ZstdDecompr
     if len(content) != frame.tar_len or not content.endswith(b"\n"):
         raise StateFormatError(f"cached index: the frame at byte {frame.offset} is not what the table says")
     return content
+
+
+def iter_record_frames(
+    file: BinaryIO, frames: FrameTable, *, pool: Executor | None = None
+) -> Iterator[bytes]:
+    """The contents of the frames of a whole index that hold its records, one after the other.
+
+    Args:
+        pool: where the next ones are decompressed; None is in the calling thread, when they are asked for.
+
+    Raises:
+        StateFormatError, OSError: as :func:`read_frame`, while iterating.
+    """
+    numbers = range(_FIRST_FRAME, frames.frame_count - 1)  # the last one has the trailer
+    if pool is None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
+        yield from (read_frame(file, frames.frame(number), decompressor) for number in numbers)
+        return
+    waiting: deque[Future[bytes]] = deque()
+    for number in numbers:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_LEN)
+        waiting.append(pool.submit(read_frame, file, frames.frame(number), decompressor))
+        if len(waiting) > _FRAMES_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _line_in(content: bytes, key: bytes) -> bytes | None:

@@ -21,17 +21,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
 import msgspec
 
 from incremental_backups_tools.chain.index_cache import parse_resolved
-from incremental_backups_tools.chain.line_search import LineSearch, ReaderFrom
+from incremental_backups_tools.chain.line_search import LineSearch, iter_record_frames, read_frame_table
 from incremental_backups_tools.chain.policy import MAX_MOVED_RATIO, MAX_MOVED_TRIES, MIN_MOVED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import FormatError, UnsafePathError
 from incremental_backups_tools.tree.entry import FILE, ROOT, bytes_of
-from incremental_backups_tools.tree.records import RecordReader
 
 # An empty name is a temporary database in a file that SQLite makes and removes.
 _SCHEMA: Final = """
@@ -174,11 +173,9 @@ class MovedFiles:
 
     def _iter_lines(self, *, has_all: bool) -> Iterator[bytes]:
         """Lines of the parent's index: all, or those of files that may be gone."""
-        source = cast(BinaryIO, ReaderFrom(self._index.fileno(), 0))
         remaining = _Remaining(self._source)
-        for block in RecordReader(source, what="cached index").blocks():
-            lines = block[:-1].split(b"\n")
-            yield from lines if has_all else filter(remaining.lacks, lines)
+        for block in iter_record_frames(self._index, read_frame_table(self._index)):
+            yield from block[:-1].split(b"\n") if has_all else remaining.lacked(block)
 
 
 class _Remaining:
@@ -194,6 +191,34 @@ class _Remaining:
         # that are there, by their names. None where the directory is as it was.
         self._above: list[tuple[bytes, dict[bytes, int] | None]] = []
         self._last: tuple[bytes, dict[bytes, int] | None] = (b"", None)
+
+    def lacked(self, block: bytes) -> Iterator[bytes]:
+        """Of some lines, each with its newline, those of files that may have lost their names.
+
+        Between the lines of directories are those of files in them, or in one above. Of a directory that is as it was
+        none is looked at.
+        """
+        begin = 0
+        while (found := block.find(_IS_DIRECTORY, begin)) >= 0:
+            line = max(begin, block.rfind(b"\n", begin, found) + 1)
+            yield from self._lacked_of(block[begin:line])
+            begin = block.index(b"\n", found) + 1
+            if self.lacks(block[line : begin - 1]):
+                self._above.append(
+                    (block[line:found], {})
+                )  # of a name in another form: as if it were empty now
+        yield from self._lacked_of(block[begin:])
+
+    def _lacked_of(self, lines: bytes) -> Iterator[bytes]:
+        """The same of lines without directories. First come those of the last directory, then of those above it."""
+        begin = 0
+        while begin < len(lines):
+            self._leave(lines[begin : lines.index(b"\n", begin)])
+            beginning, files = self._above[-1] if self._above else (b"", {})
+            end = _end_of_lines(lines, begin, beginning)
+            if files is not None:
+                yield from filter(self.lacks, lines[begin : end - 1].split(b"\n"))
+            begin = end
 
     def lacks(self, raw: bytes) -> bool:
         """Whether the file in a line may have lost its name; False of directories."""
@@ -241,6 +266,20 @@ class _Remaining:
         if len(first) > _MAX_LISTED:
             return {}
         return {name.name: name.inode() for name in first if name.is_file(follow_symlinks=False)}
+
+
+def _end_of_lines(lines: bytes, begin: int, beginning: bytes) -> int:
+    """Where the lines from *begin* on end that begin so; the first one does, and after them come only others."""
+    end = len(lines)
+    while True:
+        following = lines.index(b"\n", begin) + 1
+        if following >= end:
+            return end
+        middle = max(following, lines.rfind(b"\n", begin, (begin + end) // 2) + 1)
+        if lines.startswith(beginning, middle):
+            begin = middle
+        else:
+            end = middle
 
 
 def _with_sign(connection: sqlite3.Connection, sign: int, size: int) -> list[bytes]:

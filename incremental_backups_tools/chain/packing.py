@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import stat
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
 from incremental_backups_tools.archive.members import special_member
 from incremental_backups_tools.chain.content import ContentStorer, StoredContent
 from incremental_backups_tools.chain.index_cache import CachedEntry, CachedLines
+from incremental_backups_tools.chain.look_ahead import MAX_STEPS, FileAhead, LookAhead, Step, run_in_order
 from incremental_backups_tools.chain.plain_files import PlainFiles
 from incremental_backups_tools.chain.recording import Placement, Recorder
 from incremental_backups_tools.chain.resolve import ResolvedEntry
@@ -34,10 +37,11 @@ from incremental_backups_tools.tree.entry import (
 )
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
+from incremental_backups_tools.tree.listing import make_reader
 from incremental_backups_tools.tree.metadata import capture, type_of
 from incremental_backups_tools.tree.read_ahead import ReadAhead, ReadFile, ReadFiles
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
-from incremental_backups_tools.tree.walk import AnyWalk, Found
+from incremental_backups_tools.tree.walk import AnyWalk, Found, Passed
 
 
 @dataclass(slots=True)
@@ -78,10 +82,15 @@ class Packer:
         self._link_targets: dict[bytes, ResolvedEntry] = {}
         self._delta_bases: dict[bytes, bytes] = {}  # of deltas of another path's content
         self._left_out_of_tar: set[bytes] = set()  # files with several names that a full's archive lacks
-        self._unlisted: deque[bytes] = deque()
+        self._unlisted: list[bytes] = []  # in sort order
 
-    def pack(self, walk: AnyWalk, parent: CachedLines | None) -> PackingResult:
+    def pack(
+        self, walk: AnyWalk, parent: CachedLines | None, *, pool: Executor | None = None
+    ) -> PackingResult:
         """Run the pass.
+
+        Args:
+            pool: where changed files are prepared; None is nowhere.
 
         Raises:
             SourceError: the root cannot be read.
@@ -94,12 +103,49 @@ class Packer:
                 elif not self._is_socket(item):
                     self._present(item, None)
             return self.result
-        for found, old in self._pairs(walk, parent):
-            if found is not None and not self._is_socket(found):
-                self._present(found, old)
-            elif old is not None:
-                self._absent(old)
+        signing = self._storer.small_file_signing
+        reader = make_reader(signing)
+        reader.close()  # what it reads are single files, which are not worth a thread
+        with walk.keep_open(MAX_STEPS + 1):
+            run_in_order(self._steps(walk, parent, self._storer.look_ahead(walk, reader, pool)))
         return self.result
+
+    def _steps(self, walk: AnyWalk, parent: CachedLines, ahead: LookAhead | None) -> Iterator[Step]:
+        """What is to be done about each name of the walk and the parent's index, or about many of them."""
+        names = iter(walk)
+        found: Found | None = None
+        old: CachedEntry | None = None
+        while True:
+            if found is None and old is None:
+                yield from self._passed_over(walk, parent)
+            found = next(names, None) if found is None else found
+            old = next(parent, None) if old is None else old
+            if found is None and old is None:
+                return
+            if found is not None and old is not None and self._is_same_directory(found, old):
+                yield Step(partial(self._same_directory, found, old))
+                found = old = None
+                continue
+            order = _compare(found, old)
+            yield self._step(found if order <= 0 else None, old if order >= 0 else None, ahead)
+            found, old = None if order <= 0 else found, None if order >= 0 else old
+
+    def _step(self, found: Found | None, old: CachedEntry | None, ahead: LookAhead | None) -> Step:
+        if found is None or self._is_socket(found):
+            return Step(partial(self._absent, old) if old is not None else _nothing)
+        file = self._begin(found, old.resolved, ahead) if old is not None and ahead is not None else None
+        return Step(partial(self._present_ahead, found, old, file), file)
+
+    def _begin(self, found: Found, old: ResolvedEntry, ahead: LookAhead) -> FileAhead | None:
+        """Begin to read a file that will most likely be stored as a delta of *old*."""
+        is_file = stat.S_ISREG(found.stat.st_mode) and old.entry.type == FILE
+        if (
+            not is_file
+            or _needs_no_look(found, old.entry, None)
+            or not self._storer.may_be_edited(found, old)
+        ):
+            return None
+        return ahead.begin(found, old)
 
     def _is_socket(self, found: Found) -> bool:
         """Whether it is nothing that can be stored."""
@@ -108,43 +154,30 @@ class Packer:
         self.result.notices.append(Problem(found.rel_path, "a socket, skipped"))
         return True
 
-    def _pairs(self, walk: AnyWalk, parent: CachedLines) -> Iterator[tuple[Found | None, CachedEntry | None]]:
-        """Pair the walk with the parent's index, but for the names that are passed over."""
-        names = iter(walk)
-        found: Found | None = None
-        old: CachedEntry | None = None
-        while True:
-            if found is None and old is None:
-                self._pass_over(walk, parent)
-            found = next(names, None) if found is None else found
-            old = next(parent, None) if old is None else old
-            if found is None and old is None:
-                return
-            if found is not None and old is not None and self._is_same_directory(found, old):
-                self._recorder.same_directory(found.rel_path, old)
-                self._progress(found)
-                found = old = None
-                continue
-            order = _compare(found, old)
-            yield found if order <= 0 else None, old if order >= 0 else None
-            found, old = None if order <= 0 else found, None if order >= 0 else old
-
     def _is_same_directory(self, found: Found, old: CachedEntry) -> bool:
         """Whether both are one directory without a change, as far as that shows without a closer look."""
         return (
             found.listing is not None and not self._unlisted and found.listing.agrees(found.rel_path, old.raw)
         )
 
-    def _pass_over(self, walk: AnyWalk, parent: CachedLines) -> None:
+    def _same_directory(self, found: Found, old: CachedEntry) -> None:
+        self._recorder.same_directory(found.rel_path, old)
+        self._progress(found)
+
+    def _passed_over(self, walk: AnyWalk, parent: CachedLines) -> Iterator[Step]:
         """Take together what is next in the walk and in the parent's index, as far as nothing changed."""
         while not self._unlisted and parent.has_more():
             passed = walk.pass_over(parent.block, parent.offset)
             if passed is None:
                 return
-            self._recorder.same_lines(parent.take(passed.count, passed.end), passed)
-            if self._on_progress is not None:
-                for path, size in passed.names():
-                    self._on_progress(path, size)
+            lines = parent.take(passed.count, passed.end)
+            yield Step(partial(self._same_lines, lines, passed), held_len=len(lines))
+
+    def _same_lines(self, lines: bytes, passed: Passed) -> None:
+        self._recorder.same_lines(lines, passed)
+        if self._on_progress is not None:
+            for path, size in passed.names():
+                self._on_progress(path, size)
 
     def problem(self, path: bytes, message: str) -> None:
         """Note what could not be read."""
@@ -152,7 +185,8 @@ class Packer:
 
     def unlisted(self, path: bytes) -> None:
         """Note a directory of which the walk shows nothing, or nothing more: its rest is not gone."""
-        self._unlisted.append(path)
+        # The walk may be ahead of what is done about its names.
+        insort(self._unlisted, path, key=sort_key)
 
     def _is_unknown(self, path: bytes) -> bool:
         """Whether *path* is or lies below a directory that could not be looked at. Asked in sort order."""
@@ -162,7 +196,7 @@ class Packer:
                 return True
             if sort_key(path) < sort_key(directory):
                 return False
-            self._unlisted.popleft()
+            del self._unlisted[0]
         return False
 
     def left_out(self, path: bytes) -> None:
@@ -194,8 +228,16 @@ class Packer:
 
     # --- what the walk shows ---------------------------------------------------------------------------
 
+    def _present_ahead(self, found: Found, old: CachedEntry | None, ahead: FileAhead | None) -> None:
+        read = ahead.read(found) if ahead is not None else None
+        self._present(found, old, read, ahead.begin_ns if ahead is not None else 0)
+
     def _present(
-        self, found: Found, old: CachedEntry | None, read: ReadFile | None = None, begin_ns: int = 0
+        self,
+        found: Found,
+        old: CachedEntry | None,
+        read: ReadFile | None = None,
+        begin_ns: int = 0,
     ) -> None:
         if self._is_unknown(found.rel_path):
             if old is not None:
@@ -243,6 +285,7 @@ class Packer:
                 now_ns = begin_ns if read is not None else now_ns
                 resolved, placement = self._file(found, before, read)
             else:
+                now_ns = found.seen_ns
                 resolved = self._special(found, before, link_of)
         except (SourceError, LimitExceededError) as error:
             self._links.forget(found.rel_path, found.stat)
@@ -349,6 +392,10 @@ class Packer:
     def _progress(self, found: Found) -> None:
         if self._on_progress is not None:
             self._on_progress(found.rel_path, found.stat.st_size if stat.S_ISREG(found.stat.st_mode) else 0)
+
+
+def _nothing() -> None:
+    """Of a socket where nothing was."""
 
 
 def _compare(found: Found | None, old: CachedEntry | None) -> int:

@@ -138,6 +138,7 @@ class _Rewriting:
             generation=generation,
             chain=headers[:first],
             stack=stack,
+            pool=pool,
         )
         self._known = self._draft.known_content(None)
         self._whole = self._lanes(self._draft.whole_role, choose_lanes(headers[first:], _WHOLE_ROLES))

@@ -9,7 +9,6 @@ Format code; the two functions that read take a file or a store's range reader, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -39,6 +38,8 @@ from incremental_backups_tools.tree.records import RecordReader, RecordWriter, r
 
 STATE_FORMAT: Final = "ibt-state"
 STATE_VERSION: Final = 1
+# A line is mostly digests: at any higher level it is compressed no better, and takes longer.
+STATE_LEVEL: Final = 1
 FULL: Final = "full"
 INCREMENTAL: Final = "incremental"
 # Read at once to find the header; it is grown until the header's frame is whole.
@@ -265,22 +266,27 @@ class StateReader:
 
 def write_state(file: BinaryIO, header: StateHeader, lines: Iterable[bytes]) -> None:
     """Write a whole state: *lines* are encoded and sorted, ``header.lines`` of them."""
-    write_state_blocks(file, header, (line + b"\n" for line in lines))
+    writer = RecordWriter(file, encode_header(header), level=STATE_LEVEL)
+    for line in lines:
+        writer.write(line)
+    _close_state(writer, header)
 
 
-def write_state_blocks(file: BinaryIO, header: StateHeader, blocks: Iterable[bytes]) -> None:
-    """Write a whole state.
-
-    A line is mostly digests: at any higher level it is compressed no better, and takes longer.
+def write_state_frames(file: BinaryIO, header: StateHeader, frames: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write a whole state of lines that are compressed already.
 
     Args:
-        blocks: the lines, encoded and sorted, each with its newline, some at a time; ``header.lines`` in all.
+        frames: each as it lies, and what is in it: lines, encoded and sorted, each with its newline;
+            ``header.lines`` in all.
     """
-    with ThreadPoolExecutor(1) as pool:
-        writer = RecordWriter(file, encode_header(header), level=1, pool=pool)
-        for block in blocks:
-            writer.write_block(block, block.count(b"\n"))
-        writer.close()
+    writer = RecordWriter(file, encode_header(header), level=STATE_LEVEL)
+    for frame, content in frames:
+        writer.write_frame(frame, content)
+    _close_state(writer, header)
+
+
+def _close_state(writer: RecordWriter, header: StateHeader) -> None:
+    writer.close()
     if writer.count != header.lines:
         raise ValueError(f"the header promises {header.lines} lines, {writer.count} were given")
 

@@ -7,7 +7,7 @@ one, :class:`Signature` reads one.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO, cast, overload
 
 from incremental_backups_tools.delta.block_length import choose_block_len
 from incremental_backups_tools.delta.formats import (
@@ -54,6 +54,11 @@ def encode_header(*, block_len: int, strong_len: int, magic: SignatureMagic) -> 
             f"strong_len must be from 1 to {magic.strong.max_len} for {magic.name}, got {strong_len}"
         )
     return SIGNATURE_HEADER.pack(magic, block_len, strong_len)
+
+
+def block_len_of(signature: bytes) -> int:
+    """The block length in the header of a signature that we made."""
+    return cast(int, SIGNATURE_HEADER.unpack_from(signature)[1])
 
 
 def file_size(source: FileOrBuffer) -> int | None:

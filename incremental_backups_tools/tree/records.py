@@ -9,6 +9,7 @@ tar, zstd and JSON Lines all accept a file that was cut at a boundary; the trail
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -46,22 +47,24 @@ class RecordWriter:
 
     Args:
         level: zstd's.
-        pool: of one thread, where frames are compressed; None is in the calling one, and then each is in the file
-            at once.
+        pool: where frames are compressed; None is in the calling thread, and then each is in the file at once.
 
     Attributes:
         frame_lens: bytes of each frame in the file so far.
         content_lens: bytes that each holds.
+        begun_frames: how many are in the file, or on their way to it.
     """
 
     def __init__(
         self, file: BinaryIO, header: bytes, *, level: int = 3, pool: Executor | None = None
     ) -> None:
         self._file = file
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self._level = level
+        self._threads = threading.local()  # a compressor for each
         self._pool = pool
         self._in_flight: deque[tuple[Future[bytes], int]] = deque()
         self.frame_lens, self.content_lens = array("I"), array("I")
+        self.begun_frames = 0
         self._hasher = blake3()
         self._pending: list[bytes] = []
         self._pending_len = 0
@@ -89,6 +92,15 @@ class RecordWriter:
         if self._pending_len >= FRAME_LEN:
             self._flush()
 
+    def write_frame(self, frame: bytes, content: bytes) -> None:
+        """Append a frame that another writer has made at the same level, with its *content*: whole records."""
+        self._flush()
+        self._write_oldest(0)
+        self._hasher.update(content)
+        self._count += content.count(b"\n")
+        self.begun_frames += 1
+        self._write_frame(frame, len(content))
+
     def close(self) -> None:
         """Write the trailer. The file itself stays open."""
         self._flush()
@@ -96,6 +108,27 @@ class RecordWriter:
         self._add_line(msgspec.json.encode(trailer))
         self._flush()
         self._write_oldest(0)
+
+    def written_frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """The frames with records as they lie in the file, each with its content; once it is closed.
+
+        Raises:
+            StateFormatError: the file has not what was written to it.
+        """
+        decompressor = zstandard.ZstdDecompressor()
+        lens = zip(
+            self.frame_lens[1:-1], self.content_lens[1:-1], strict=True
+        )  # of neither header nor trailer
+        self._file.seek(self.frame_lens[0])
+        for frame_len, content_len in lens:
+            frame = self._file.read(frame_len)
+            try:
+                content = decompressor.decompress(frame, max_output_size=content_len)
+            except zstandard.ZstdError as error:
+                raise StateFormatError(f"a temporary file is damaged: {error}") from None
+            if len(content) != content_len:
+                raise StateFormatError("a temporary file is not what was written to it")
+            yield frame, content
 
     def _add_line(self, line: bytes) -> None:
         self._pending += (line, b"\n")
@@ -107,11 +140,19 @@ class RecordWriter:
         data = b"".join(self._pending)
         self._hasher.update(data)
         self._pending, self._pending_len = [], 0
+        self.begun_frames += 1
         if self._pool is None:
-            self._write_frame(self._compressor.compress(data), len(data))
+            self._write_frame(self._compress(data), len(data))
             return
-        self._in_flight.append((self._pool.submit(self._compressor.compress, data), len(data)))
+        self._in_flight.append((self._pool.submit(self._compress, data), len(data)))
         self._write_oldest(_MAX_IN_FLIGHT)
+
+    def _compress(self, data: bytes) -> bytes:
+        compressor: zstandard.ZstdCompressor | None = getattr(self._threads, "compressor", None)
+        if compressor is None:
+            compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)
+            self._threads.compressor = compressor
+        return compressor.compress(data)
 
     def _write_oldest(self, but: int) -> None:
         """Write all frames that are in flight but so many."""

@@ -19,7 +19,14 @@ from incremental_backups_tools.repository.source_files import DIRECTORY, FILE, S
 from incremental_backups_tools.tree.entry import ROOT
 from incremental_backups_tools.tree.exclusion import DirScope, ExclusionRules, root_scope
 from incremental_backups_tools.tree.listing import Reader, ReadLimits
-from incremental_backups_tools.tree.walk import MAX_SMALL_FILE_LEN, Found, Passed, ProblemHandler, Run
+from incremental_backups_tools.tree.walk import (
+    MAX_SMALL_FILE_LEN,
+    Found,
+    LastName,
+    Passed,
+    ProblemHandler,
+    Run,
+)
 
 _FILE_MODE: Final = stat.S_IFREG | 0o644
 _DIRECTORY_MODE: Final = stat.S_IFDIR | 0o755
@@ -102,6 +109,10 @@ class RemoteWalk:
 
     def read_run(self, limits: ReadLimits, reader: Reader) -> Run | None:
         """None: each file is a download of its own."""
+        return None
+
+    def last_name(self) -> LastName | None:
+        """None, as above."""
         return None
 
     def pass_over(self, lines: bytes, offset: int) -> Passed | None:

@@ -64,6 +64,7 @@ class Found:
             :meth:`Walk.keep_open` says so. For the root, of the
             root itself.
         stat: as ``lstat`` saw it.
+        seen_ns: a time before it did.
         listed: False for a directory whose names could not be read.
         fd: of a directory that is entered its own descriptor, open as long.
         listing: of such a directory what it holds.
@@ -80,6 +81,7 @@ class Found:
     listing: Listing | None = None
     remote: RemoteFile | None = None
     is_remote: bool = False
+    seen_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,27 @@ class Run:
         """A name, to be looked at more closely; as long as the descriptors of a name last."""
         name = self._listing.name(number)
         info = self._listing.stat(number)
-        return Found(self.prefix + name, name, self._dir_fd, info)
+        return Found(self.prefix + name, name, self._dir_fd, info, seen_ns=self.begin_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class LastName:
+    """A name that the walk came by, to be read as long as its descriptors last."""
+
+    _listing: Listing
+    _number: int
+    _dir_fd: int
+
+    def read(self, max_len: int, reader: Reader) -> Reading | None:
+        """Begin to read it, if it is a plain file of at most *max_len* bytes.
+
+        Returns:
+            What has at its first position that file, or else another or none; None for want of a descriptor.
+        """
+        try:
+            return self._listing.read_ahead(self._number, self._dir_fd, 1, max_len, 1, reader)
+        except OSError:
+            return None
 
 
 class AnyWalk(Protocol):
@@ -155,6 +177,9 @@ class AnyWalk(Protocol):
     def read_run(self, limits: ReadLimits, reader: Reader) -> Run | None:
         """As :meth:`Walk.read_run`."""
 
+    def last_name(self) -> LastName | None:
+        """As :meth:`Walk.last_name`; None where it cannot be read so."""
+
 
 @dataclass(slots=True)
 class _Level:
@@ -165,6 +190,7 @@ class _Level:
     identity: tuple[int, int]
     listing: Listing
     scope: DirScope | None
+    seen_ns: int  # a time before it was listed
     next: int = 0  # number of the name that the walk comes to next
     used: int = 0  # how many names had been shown when one needed the descriptor last
 
@@ -217,6 +243,7 @@ class Walk:
 
     def __iter__(self) -> Iterator[Found]:
         root_fd = self._open_root()
+        seen_ns = time.time_ns()
         try:
             listing = self._list(root_fd, ROOT)
             if listing is None:
@@ -230,10 +257,10 @@ class Walk:
         except BaseException:
             os.close(root_fd)
             raise
-        self._levels.append(_Level(b"", root_fd, _identity(root_stat), listing, scope))
+        self._levels.append(_Level(b"", root_fd, _identity(root_stat), listing, scope, seen_ns))
         names = self._descend()
         try:
-            yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd, listing=listing)
+            yield Found(ROOT, ROOT, root_fd, root_stat, fd=root_fd, listing=listing, seen_ns=seen_ns)
             for found in names:
                 self._shown += 1
                 for level in self._levels[-2:]:  # the directory that it lies in, and itself if it was entered
@@ -299,6 +326,11 @@ class Walk:
         level.used = self._shown
         return Run(reading, level.prefix, first, reading.end, begin_ns, level.listing, level.fd)
 
+    def last_name(self) -> LastName | None:
+        """The name that came last, to be read later. To be called as :meth:`read_run`."""
+        level = self._levels[-1]
+        return LastName(level.listing, level.next - 1, level.fd)
+
     def _open_root(self) -> int:
         try:
             return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -316,54 +348,61 @@ class Walk:
             level.next += 1
             name, info = level.listing.name(number), level.listing.stat(number)
             rel_path = level.prefix + name
+            found = Found(rel_path, name, level.fd, info, seen_ns=level.seen_ns)
             if stat.S_ISDIR(info.st_mode):
-                yield from self._enter(level, rel_path, name, info)
+                yield from self._enter(level, found)
             else:
-                yield Found(rel_path, name, level.fd, info)
+                yield found
 
-    def _enter(self, level: _Level, rel_path: bytes, name: bytes, info: os.stat_result) -> Iterator[Found]:
+    def _enter(self, level: _Level, found: Found) -> Iterator[Found]:
         """Yield a directory; the walk goes on inside it where that can be."""
-        if _identity(info) in self._leave_out:
+        if _identity(found.stat) in self._leave_out:
             if self._on_left_out is not None:
-                self._on_left_out(rel_path)
+                self._on_left_out(found.rel_path)
             return
-        if self._one_file_system and info.st_dev != self._device:
-            yield Found(rel_path, name, level.fd, info)
+        if self._one_file_system and found.stat.st_dev != self._device:
+            yield found
             return
+        seen_ns = time.time_ns()
         try:
-            fd = os.open(name, _OPEN_DIR, dir_fd=level.fd)
+            fd = os.open(found.name, _OPEN_DIR, dir_fd=level.fd)
         except OSError as error:
             if error.errno in _NO_DIRECTORY:
-                self._report_lost(rel_path, "vanished, or is no directory any more, before it was read")
+                message = "vanished, or is no directory any more, before it was read"
+                self._report_lost(found.rel_path, message)
             else:
-                self._on_problem(rel_path, f"cannot open the directory: {error.strerror}")
-                yield Found(rel_path, name, level.fd, info, listed=False)
+                self._on_problem(found.rel_path, f"cannot open the directory: {error.strerror}")
+                found.listed = False
+                yield found
             return
         entered = None
         try:
-            entered = self._enter_open(level, rel_path, name, fd)
+            entered = self._enter_open(level, found, fd, seen_ns)
             if entered is None:
-                yield Found(rel_path, name, level.fd, info, listed=False, fd=fd)
+                found.listed, found.fd = False, fd
+                yield found
         finally:
             if entered is None:
                 self._close_fd(fd, self._shown + 1)
         if entered is None:
             return
         self._levels.append(entered)
-        yield Found(rel_path, name, level.fd, entered.listing.own_stat(), fd=fd, listing=entered.listing)
+        found.stat, found.seen_ns = entered.listing.own_stat(), seen_ns
+        found.fd, found.listing = fd, entered.listing
+        yield found
         if len(self._levels) > MAX_OPEN_DIRS + 1:  # the root's stays open
             self._close(self._levels[-1 - MAX_OPEN_DIRS])
 
-    def _enter_open(self, level: _Level, rel_path: bytes, name: bytes, fd: int) -> _Level | None:
+    def _enter_open(self, level: _Level, found: Found, fd: int, seen_ns: int) -> _Level | None:
         """What the walk is in once it is in the open directory *fd*; None where that cannot be listed."""
-        listing = self._list(fd, rel_path)
+        listing = self._list(fd, found.rel_path)
         if listing is None:
             return None
-        prefix, scope = rel_path + b"/", level.scope
+        prefix, scope = found.rel_path + b"/", level.scope
         if scope is not None and scope.depends_on_names:
-            scope = scope.child(name, listing.names(), self._small_file_reader(fd, prefix))
+            scope = scope.child(found.name, listing.names(), self._small_file_reader(fd, prefix))
         self._select(listing, scope, prefix)
-        return _Level(prefix, fd, _identity(listing.own_stat()), listing, scope)
+        return _Level(prefix, fd, _identity(listing.own_stat()), listing, scope, seen_ns)
 
     def _leave(self) -> None:
         """Go back from a directory that is done to the one that it lies in, and open that again if need be."""

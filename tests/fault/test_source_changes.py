@@ -134,7 +134,8 @@ def test_a_file_that_becomes_something_else_is_reported_and_its_old_version_kept
 
     when_opened(monkeypatch, "victim", change)
     with within(30):
-        status = main(["backup", "-r", str(repository), "--json", str(victim.parent)])
+        # In one thread nothing is read ahead, so that the moment can be hit.
+        status = main(["backup", "-r", str(repository), "--json", "--threads", "1", str(victim.parent)])
     monkeypatch.undo()
 
     assert status == 3
@@ -209,7 +210,7 @@ def test_a_file_that_always_changes_is_stored_and_marked(
         os.utime(victim, ns=(count, count))
 
     when_read(monkeypatch, victim, touch)
-    report = incremental_backup(victim.parent, repository)
+    report = incremental_backup(victim.parent, repository, threads=1)
     monkeypatch.undo()
 
     assert [(problem.path, problem.message) for problem in report.problems] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -112,7 +113,16 @@ def all_of(base: CachedLines) -> Iterator[tuple[bytes, int]]:
     while base.has_more():
         end = base.block.index(b"\n", min(base.offset + 5000, len(base.block) - 1)) + 1
         count = base.block.count(b"\n", base.offset, end)
+        if base.taken + count > base.count:  # the last line is none of an entry
+            end, count = base.block.rindex(b"\n", 0, end - 1) + 1, count - 1
         yield base.take(count, end), count
+
+
+def test_lines_that_are_decompressed_ahead_are_the_same(kept: Kept) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        lines = kept.open(OLD)
+        lines.read_ahead(pool)
+        assert [cached.path for cached in lines] == PATHS
 
 
 def test_an_index_to_which_nothing_changed_is_left_as_it_is(kept: Kept) -> None:

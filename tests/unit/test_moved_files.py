@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -189,3 +190,22 @@ def test_an_index_that_cannot_be_read_finds_nothing_and_says_so_once(
         assert found(moved, b"new/name") == []
         assert found(moved, b"new/name") == []
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_a_deep_tree_exactly_those_that_went_are_found(tmp_path: Path, seed: int) -> None:
+    """Directories that are as they were and others, in every order, with files before, between and after them."""
+    rng = random.Random(seed)
+    directories = [""]
+    for number in range(60):
+        parent = rng.choice(directories)
+        directories.append(parent + rng.choice(["d", "m", "x", "ä", 'q"']) + f"{number}/")
+    names = [f"{rng.choice(directories)}{rng.choice('bkmz')}{number:04}.{number}" for number in range(600)]
+    index = make_source(tmp_path, *names)
+    gone = set(rng.sample(names, 40))
+    for name in gone:
+        (tmp_path / "source" / name).unlink()
+    with moved_files(tmp_path, index) as moved:
+        for name in names:
+            expected = [name.encode()] if name in gone else []
+            assert found(moved, b"elsewhere/" + Path(name).name.encode()) == expected
