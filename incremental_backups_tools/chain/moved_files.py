@@ -18,7 +18,7 @@ import os
 import posixpath
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import BinaryIO, Final
@@ -190,12 +190,11 @@ class _Remaining:
         # Of the directories above a line: what lines of names in them begin with, and the inodes of the regular files
         # that are there, by their names. None where the directory is as it was.
         self._above: list[tuple[bytes, dict[bytes, int] | None]] = []
-        self._last: tuple[bytes, dict[bytes, int] | None] = (b"", None)
 
     def lacked(self, block: bytes) -> Iterator[bytes]:
-        """Of some lines, each with its newline, those of files that may have lost their names.
+        """Of some lines, each with its newline, those of files that may have lost their names, and a few others.
 
-        Between the lines of directories are those of files in them, or in one above. Of a directory that is as it was
+        Between the lines of directories are those of names in them, or in one above. Of a directory that is as it was
         none is looked at.
         """
         begin = 0
@@ -203,10 +202,7 @@ class _Remaining:
             line = max(begin, block.rfind(b"\n", begin, found) + 1)
             yield from self._lacked_of(block[begin:line])
             begin = block.index(b"\n", found) + 1
-            if self.lacks(block[line : begin - 1]):
-                self._above.append(
-                    (block[line:found], {})
-                )  # of a name in another form: as if it were empty now
+            self._enter(block[line : begin - 1], found - line)
         yield from self._lacked_of(block[begin:])
 
     def _lacked_of(self, lines: bytes) -> Iterator[bytes]:
@@ -217,34 +213,20 @@ class _Remaining:
             beginning, files = self._above[-1] if self._above else (b"", {})
             end = _end_of_lines(lines, begin, beginning)
             if files is not None:
-                yield from filter(self.lacks, lines[begin : end - 1].split(b"\n"))
+                yield from _without_inode(lines[begin : end - 1].split(b"\n"), len(beginning), files)
             begin = end
 
-    def lacks(self, raw: bytes) -> bool:
-        """Whether the file in a line may have lost its name; False of directories."""
-        end = raw.find(b'"', len(_PATH))
-        if not raw.startswith(_PATH) or raw.find(b"\\", 0, end) >= 0:
-            return True  # of a name that JSON has in another form, it is not asked
-        if raw.startswith(_IS_DIRECTORY, end):
-            self._enter(raw, end)
-            return False
-        begin = raw[: raw.rfind(b"/", 0, end) + 1] or _PATH
-        if begin != self._last[0]:
-            self._leave(raw)
-            # One whose line is not there could not be looked at.
-            self._last = self._above[-1] if self._above and self._above[-1][0] == begin else (begin, {})
-        files = self._last[1]
-        if files is None:
-            return False
-        inode = files.get(raw[len(begin) : end])
-        return inode is None or b'"inode":%d,' % inode not in raw
-
     def _enter(self, raw: bytes, end: int) -> None:
+        """Go on in a directory, by its line, in which its path ends at *end*."""
         self._leave(raw)
+        if not raw.startswith(_PATH) or b"\\" in raw[:end]:
+            self._above.append(
+                (raw[:end], {})
+            )  # a name that JSON has in another form: it is not asked what is there
+            return
         path = raw[len(_PATH) : end]
         begin = raw[:end] + b"/" if path != ROOT else _PATH
-        self._last = begin, self._files_of(path, _decoder.decode(raw))
-        self._above.append(self._last)
+        self._above.append((begin, self._files_of(path, _decoder.decode(raw))))
 
     def _leave(self, raw: bytes) -> None:
         while self._above and not raw.startswith(self._above[-1][0]):
@@ -266,6 +248,14 @@ class _Remaining:
         if len(first) > _MAX_LISTED:
             return {}
         return {name.name: name.inode() for name in first if name.is_file(follow_symlinks=False)}
+
+
+def _without_inode(lines: Iterable[bytes], begin: int, files: Mapping[bytes, int]) -> Iterator[bytes]:
+    """Lines of which *files*, by the names that begin at *begin*, have none with their inode."""
+    for raw in lines:
+        inode = files.get(raw[begin : raw.find(b'"', begin)])
+        if inode is None or b'"inode":%d,' % inode not in raw:
+            yield raw
 
 
 def _end_of_lines(lines: bytes, begin: int, beginning: bytes) -> int:
