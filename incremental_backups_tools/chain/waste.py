@@ -10,7 +10,6 @@ import heapq
 import os
 import sqlite3
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -33,12 +32,15 @@ _SCHEMA: Final = """
     PRAGMA synchronous = OFF;
     PRAGMA temp_store = MEMORY;
     CREATE TABLE member (
-        file INTEGER, offset INTEGER, length INTEGER, used INTEGER, PRIMARY KEY (file, offset)
+        file INTEGER, offset INTEGER, length INTEGER, used REAL, PRIMARY KEY (file, offset)
     ) WITHOUT ROWID;
     BEGIN;
 """
-_NOTE: Final = "INSERT OR IGNORE INTO member VALUES (?, ?, ?, 0)"
-_USE: Final = "INSERT OR REPLACE INTO member VALUES (?, ?, ?, 1)"
+# Of a member that several paths share, what the one needs that needs most of it.
+_USE: Final = """
+    INSERT INTO member VALUES (?, ?, ?, ?)
+    ON CONFLICT (file, offset) DO UPDATE SET used = MAX(used, excluded.used)
+"""
 _PENDING_ROWS: Final = 4096
 
 
@@ -131,15 +133,14 @@ def _count_item(item: RunEntry, members: _Members, archives: Archives) -> bool:
     if item.source is None:
         # Deltas of a whole copy that is in the run too become one with it.
         own, own_sigs = own[:1], own_sigs[:1]
-    members.use(own)
     members.use(own_sigs)
     if len(own) > 1:
         with open_composed(own, archives, entry.size) as composed:
-            members.shrink(own, composed.seek(0, os.SEEK_END))
+            members.use(own, composed.seek(0, os.SEEK_END))
     elif item.source is None and item.old is not None and own:
-        length = delta_len_of_copy(item.old, new, archives)
-        if length is not None:
-            members.shrink(own, length)
+        members.use(own, delta_len_of_copy(item.old, new, archives))
+    else:
+        members.use(own)
     return True
 
 
@@ -149,9 +150,7 @@ class _Members:
     def __init__(self, connection: sqlite3.Connection, headers: Sequence[StateHeader]) -> None:
         self._connection = connection
         self._numbers = {name: number for number, name in enumerate(sorted(files_of(headers)))}
-        self._pending: list[tuple[int, int, int]] = []
-        self._query = _NOTE
-        self._shrunk: defaultdict[str, float] = defaultdict(float)
+        self._pending: list[tuple[int, int, int, float]] = []
 
     def own(self, locations: Iterable[Location]) -> list[Location]:
         """Those that lie in the run."""
@@ -159,22 +158,17 @@ class _Members:
 
     def note(self, locations: Iterable[Location]) -> None:
         """There are members there."""
-        self._add(_NOTE, locations)
+        self._add(locations, 0.0)
 
-    def use(self, locations: Iterable[Location]) -> None:
-        """They are needed."""
-        self._add(_USE, locations)
+    def use(self, locations: Sequence[Location], length: int | None = None) -> None:
+        """They are needed: as they are, or in *length* bytes that take their place."""
+        total = sum(location.length for location in locations)
+        self._add(locations, min(1.0, length / total) if length is not None and total else 1.0)
 
     def forget_use(self) -> None:
         """None of those noted is needed so far."""
         self._flush()
         self._connection.execute("UPDATE member SET used = 0")
-
-    def shrink(self, locations: Sequence[Location], length: int) -> None:
-        """They are needed, but come to *length* bytes when they are composed."""
-        total = sum(location.length for location in locations)
-        for location in locations:
-            self._shrunk[location.file] += location.length * max(0.0, 1 - length / total)
 
     def dead_by_file(self) -> dict[str, float]:
         """The share of each file that nothing needs, from 0 to 1."""
@@ -185,19 +179,18 @@ class _Members:
         for name, number in self._numbers.items():
             total, used = sums.get(number, (0, 0))
             # A volume of nothing but empty files and directories is as good as used.
-            dead[name] = min(1.0, (total - used + self._shrunk[name]) / total) if total else 0.0
+            dead[name] = (total - used) / total if total else 0.0
         return dead
 
-    def _add(self, query: str, locations: Iterable[Location]) -> None:
-        if query is not self._query:
-            self._flush()
-            self._query = query
-        self._pending += [(self._numbers[place.file], place.offset, place.length) for place in locations]
+    def _add(self, locations: Iterable[Location], used: float) -> None:
+        self._pending += [
+            (self._numbers[place.file], place.offset, place.length, used) for place in locations
+        ]
         if len(self._pending) >= _PENDING_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        self._connection.executemany(self._query, self._pending)
+        self._connection.executemany(_USE, self._pending)
         self._pending.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,19 @@ def test_renames_and_copies_keep_their_content_alive(chain: Chain) -> None:
     waste = measure(chain, 0)
     assert waste.share < 0.05
     assert_true(chain, 0, waste)
+
+
+def test_deltas_that_two_files_share_are_dead_once(chain: Chain) -> None:
+    write(chain, "large", 500_000)
+    shutil.copy(chain.source / "large", chain.source / "twin")
+    chain.back_up()
+    for number in range(4):
+        overwrite(chain.source / "large", 5_000 * number, rng.randbytes(20_000))
+        shutil.copy(chain.source / "large", chain.source / "twin")
+        write(chain, f"new-{number}", 50_000)
+        chain.back_up()
+    index = chain.index(-1)
+    assert index[b"large"].data == index[b"twin"].data
+    waste = measure(chain, 1)
+    assert 0.10 < waste.share < 0.20  # 45 of 280 KB
+    assert_true(chain, 1, waste)
