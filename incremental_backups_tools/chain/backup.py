@@ -32,6 +32,7 @@ from incremental_backups_tools.chain.content import ContentStorer
 from incremental_backups_tools.chain.draft import Draft
 from incremental_backups_tools.chain.history import History, RepositoryPlace, identities
 from incremental_backups_tools.chain.index_cache import IndexIdentity
+from incremental_backups_tools.chain.merged_deltas import MergedDeltas
 from incremental_backups_tools.chain.newest import describe_rollback, remember_newest
 from incremental_backups_tools.chain.packing import Packer, PackingResult
 from incremental_backups_tools.chain.parent_index import ParentIndex, open_parent_index
@@ -300,6 +301,7 @@ class _Run:
             updated=updated,
             sigvault=sigvault,
             archives=archives,
+            deltas=MergedDeltas(self._points(), archives) if archives is not None else None,
             known=draft.known_content(parent),
             moved=moved,
             reads_old=self._repository.store.is_at_hand,
@@ -323,6 +325,10 @@ class _Run:
         self._check_shrinkage(draft)
         files = [file for volumes in (whole, updated, sigvault) if volumes for file in volumes.finish()]
         return result, files, storer.bytes_read
+
+    def _points(self) -> list[str]:
+        """Ids of the points in time of the chain that is stood on."""
+        return [header.id for header in self._chain if header.id not in self._history.forgotten_ids]
 
     def _check_shrinkage(self, draft: Draft) -> None:
         """Stop where the source lost most of its entries: see ``max_deleted``."""

@@ -31,12 +31,12 @@ from incremental_backups_tools.chain.content_reading import (
 from incremental_backups_tools.chain.frames_ahead import FramesAhead
 from incremental_backups_tools.chain.known_content import Known, KnownContent
 from incremental_backups_tools.chain.look_ahead import LookAhead
+from incremental_backups_tools.chain.merged_deltas import MergedDeltas
 from incremental_backups_tools.chain.moved_files import MovedFiles
 from incremental_backups_tools.chain.plain_files import PlainFiles, encode_plain, find_seen
 from incremental_backups_tools.chain.policy import (
     COARSE_SIGNING,
     FINE_SIGNING,
-    delta_pays,
     is_signed,
     may_delta,
 )
@@ -88,6 +88,7 @@ class ContentStorer:
         updated: the volumes that take deltas; None in a full.
         sigvault: the volumes that take signatures.
         archives: where the parent's signatures are read; None in a full.
+        deltas: the parent's, as they will be; None in a full.
         known: the contents that need not be stored again.
         moved: what new files may have been; None in a full.
         reads_old: *archives* gives the old contents as cheaply as the new ones are read.
@@ -100,6 +101,7 @@ class ContentStorer:
         updated: VolumeSet | None,
         sigvault: VolumeSet,
         archives: Archives | None,
+        deltas: MergedDeltas | None,
         known: KnownContent,
         moved: MovedFiles | None = None,
         reads_old: bool = False,
@@ -108,10 +110,13 @@ class ContentStorer:
         self._updated = updated
         self._sigvault = sigvault
         self._archives = archives
+        self._deltas = deltas
         self._known = known
         self._moved = moved
         self.signing = COARSE_SIGNING if reads_old else FINE_SIGNING
-        self._deltas = SmallDeltas(archives, self.signing) if archives is not None and reads_old else None
+        self._small_deltas = (
+            SmallDeltas(archives, self.signing) if archives is not None and reads_old else None
+        )
         self.bytes_read = 0
 
     @property
@@ -121,7 +126,7 @@ class ContentStorer:
 
     def look_ahead(self, walk: AnyWalk, reader: Reader, pool: Executor | None) -> LookAhead | None:
         """What reads small files that *walk* comes by; None where their old versions are not read either."""
-        if self._deltas is None or self._archives is None or pool is None:
+        if self._small_deltas is None or self._archives is None or pool is None:
             return None
         return LookAhead(walk, reader, FramesAhead(self._archives, pool))
 
@@ -129,12 +134,11 @@ class ContentStorer:
         """Whether a file that needs a look is most likely an edited version of *parent* that a delta is made of."""
         size = found.stat.st_size
         return (
-            self._deltas is not None
-            and self._deltas.can_make(size, parent)
+            self._small_deltas is not None
+            and self._small_deltas.can_make(size, parent)
             and parent.content_digest is not None
             and not _looks_unchanged(found.stat, parent.entry)
-            and is_signed(size)
-            and may_delta(size, parent.data)
+            and _takes_delta(size, parent)
         )
 
     def store(
@@ -239,9 +243,9 @@ class ContentStorer:
         if self._updated is None or self._archives is None:
             return None
         size = found.stat.st_size
-        if not is_signed(size) or not may_delta(size, base.data):
+        if not _takes_delta(size, base):
             return None
-        if self._deltas is not None and self._deltas.can_make(size, base):
+        if self._small_deltas is not None and self._small_deltas.can_make(size, base):
             file = self._hold(found)
             held = self._held(file.entry, file.stable, parent)
             return held if held is not None else self._store_small(file, base, parent)
@@ -254,7 +258,7 @@ class ContentStorer:
             if held is not None:
                 return held
             delta_len, signature = reading.finish()
-            if not delta_pays(reading.data_len, delta_len, base.data):
+            if not self._allows(reading.data_len, delta_len, base):
                 return None
             location = self._add_delta(self._updated, reading, delta_len)
             sig = self._add_signature(reading.entry, signature, old) if is_signed(info.st_size) else None
@@ -275,9 +279,9 @@ class ContentStorer:
         self, file: HeldFile, base: ResolvedEntry, parent: ResolvedEntry | None
     ) -> StoredContent | None:
         """As :meth:`_store_delta`, of a file that is held, from the bytes of *base* if those can be reached."""
-        assert self._deltas is not None  # the caller looked
+        assert self._small_deltas is not None  # the caller looked
         try:
-            delta = self._deltas.make(file, base)
+            delta = self._small_deltas.make(file, base)
         except BackupError as error:
             log.warning("%s; %s is stored whole", error, printable(file.entry.path))
             return None
@@ -291,11 +295,7 @@ class ContentStorer:
     def _add_small_delta(
         self, file: HeldFile, delta: SmallDelta | None, base: ResolvedEntry, parent: ResolvedEntry | None
     ) -> StoredContent | None:
-        if (
-            self._updated is None
-            or delta is None
-            or not delta_pays(file.data_len, len(delta.data), base.data)
-        ):
+        if self._updated is None or delta is None or not self._allows(file.data_len, len(delta.data), base):
             return None
         location = self._updated.add(file_member(file.entry, size=len(delta.data)), delta.data)
         sig = None
@@ -303,6 +303,10 @@ class ContentStorer:
             sig = self._add_signature(file.entry, delta.signature, delta.old)
         moved_from = base if parent is None else None
         return StoredContent(file.entry, location, True, sig, file.stable, self.bytes_read, base=moved_from)
+
+    def _allows(self, data_len: int, delta_len: int, base: ResolvedEntry) -> bool:
+        """Whether a delta of *base* is kept in place of a whole copy."""
+        return self._deltas is not None and self._deltas.allow(data_len, delta_len, base)
 
     def _add_delta(self, volumes: VolumeSet, reading: DeltaReading, delta_len: int) -> Location:
         member = file_member(reading.entry, size=delta_len)
@@ -342,3 +346,8 @@ def _with_digest(reading: Reading) -> Entry:
 def _looks_unchanged(info: os.stat_result, old: Entry) -> bool:
     """Size and mtime agree, so that reading will most likely show the same content."""
     return info.st_size == old.size and info.st_mtime_ns == old.mtime_ns
+
+
+def _takes_delta(size: int, base: ResolvedEntry) -> bool:
+    """Whether a file of *size* bytes may be stored as a delta of *base*, if that is short enough."""
+    return is_signed(size) and bool(base.data) and may_delta(size, len(base.data) - 1)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.history import (
     History,
     RepositoryPlace,
@@ -26,6 +27,7 @@ from incremental_backups_tools.chain.parent_index import carry_over_index
 from incremental_backups_tools.chain.resolve import resolve
 from incremental_backups_tools.chain.rewrite import RewriteOptions, rewrite
 from incremental_backups_tools.chain.state import FULL, StateHeader
+from incremental_backups_tools.chain.superfluous_copy import SuperfluousCopies, find_superfluous_copies
 from incremental_backups_tools.exceptions import ChainError, ObjectExistsError
 from incremental_backups_tools.points.when import select_backup
 from incremental_backups_tools.repository.cache import Cache
@@ -99,8 +101,11 @@ def merge_backups(
         first_id = select_backup(history.backup_ids, first, now=now, what=key)
         last_id = select_backup(history.backup_ids, last, now=now, what=key)
         run = _run_between(history, first_id, last_id)
-        header = rewriter.merge(run)
         replaced = tuple(before.id for before in run[:-1])
+        below = {header.id for header in history.chain_to(run[0].id)[:-1]}
+        points = [*below.intersection(history.backup_ids), last_id]
+        copies = rewriter.find_superfluous_copies(points, lambda point, _: point == last_id)
+        header = rewriter.merge(run, copies.get(last_id, ()))
         for backup_id in replaced:
             rewriter.forget(backup_id)
         rewriter.refresh_cache()
@@ -226,11 +231,37 @@ class Rewriter:
         assert self._lock is not None  # a dry run changes nothing
         self._lock.confirm()
 
-    def merge(self, run: Sequence[StateHeader]) -> StateHeader:
-        """Write the last of *run* again, on what the first one stands on."""
+    def find_superfluous_copies(
+        self, points: Collection[str], is_worth: Callable[[str, int], bool]
+    ) -> SuperfluousCopies:
+        """As the function of this name, of all chains to *points* that will be merged into these.
+
+        A chain of nothing but points is not looked at: each of its backups has seen to that.
+        """
+        found: SuperfluousCopies = {}
+        covered: set[str] = set()
+        for backup_id in sorted(points, reverse=True):
+            if backup_id in covered:
+                continue
+            states = self.history.states(backup_id)
+            headers = [state.header for state in states]
+            own = [header.id for header in headers if header.id in points]
+            if len(own) < len(headers):
+                archives = Archives(self._repository.store, self._key, headers)
+                copies = find_superfluous_copies(states, own, archives, is_worth=is_worth)
+                found.update((point, copies[point]) for point in copies.keys() - covered)
+            covered.update(own)
+        return found
+
+    def merge(self, run: Sequence[StateHeader], superfluous: Collection[bytes] = ()) -> StateHeader:
+        """Write the last of *run* again, on what the first one stands on.
+
+        Args:
+            superfluous: paths of which the run holds a whole copy that is to be a delta.
+        """
         states = self.history.states(run[-1].id)
         first = next(level for level, state in enumerate(states) if state.header.id == run[0].id)
-        return self._rewrite(run[-1].id, first)
+        return self._rewrite(run[-1].id, first, superfluous)
 
     def rebase(self, backup_id: str) -> StateHeader:
         """Write *backup_id* again as a full."""
@@ -279,7 +310,7 @@ class Rewriter:
             self._repository.repository_id, self._key, identities(chain), chain[-1].index_digest
         )
 
-    def _rewrite(self, backup_id: str, first: int) -> StateHeader:
+    def _rewrite(self, backup_id: str, first: int, superfluous: Collection[bytes] = ()) -> StateHeader:
         used = [
             stored.name.generation
             for stored in self._repository.objects(self._key)
@@ -292,6 +323,7 @@ class Rewriter:
             generation=max(used) + 1,
             options=self._options,
             confirm=self.confirm_lock,
+            superfluous=superfluous,
         )
         self.history = History(self._repository, self._key)
         name = self.history.state_name(backup_id)

@@ -12,7 +12,6 @@ from typing import Final
 from incremental_backups_tools.delta.block_length import choose_block_len, keep_block_len
 from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.repository.layout import Role
-from incremental_backups_tools.tree.entry import Location
 from incremental_backups_tools.tree.read_ahead import AHEAD_FILE_LEN
 
 # A delta of a file this small is as large as the file: it has one block, or little more, and a changed block
@@ -23,6 +22,9 @@ MIN_SIGNED_LEN: Final = 1024
 # its size: so that restoring it never reads more than a small multiple of it, without ever forcing a full.
 MAX_DELTAS: Final = 48
 MAX_DELTA_SHARE: Final = 0.5
+# Both count deltas as they will be when the backups between points in time are merged (``merged_deltas.py``). As they
+# lie until then they may come to so many times as much.
+MAX_WAITING: Final = 2
 
 # To refer to a content costs ten bytes in the replay list; measured on a renamed directory of 1,000 small texts,
 # storing them again costs 22 bytes each at 16 bytes, 31 at 32, 49 at 64, 86 at 128, and at 1,024 with their
@@ -98,16 +100,20 @@ FINE_SIGNING: Final = Signing.by_size(choose_block_len)
 COARSE_SIGNING: Final = Signing.by_size(_coarse_block_len)
 
 
-def may_delta(size: int, locations: Sequence[Location]) -> bool:
-    """Whether another delta may follow *locations*: a whole copy, then deltas."""
-    return size > 0 and 0 < len(locations) <= MAX_DELTAS
+def may_delta(size: int, delta_count: int) -> bool:
+    """Whether a file of *size* bytes that has so many deltas, as they lie, may have another."""
+    return size > 0 and delta_count < MAX_DELTAS * MAX_WAITING
 
 
-def delta_pays(size: int, delta_len: int, locations: Sequence[Location]) -> bool:
-    """Whether a delta of *delta_len* bytes is kept for a file of *size* bytes, after those in *locations*.
+def delta_pays(size: int, delta_len: int, earlier: Sequence[int]) -> bool:
+    """Whether a delta of *delta_len* bytes is kept for a file of *size* bytes, after deltas as long as *earlier* says.
 
     A delta's literals compress like the file itself, so that bytes before compression compare as well as
     bytes after it.
     """
-    earlier = sum(location.length for location in locations[1:])
-    return delta_len + earlier <= size * MAX_DELTA_SHARE
+    return len(earlier) < MAX_DELTAS and delta_len + sum(earlier) <= size * MAX_DELTA_SHARE
+
+
+def delta_may_wait(size: int, delta_len: int, earlier: Sequence[int]) -> bool:
+    """Whether one that pays once they are merged may follow *earlier* ones that are as long as they lie."""
+    return may_delta(size, len(earlier)) and delta_len + sum(earlier) <= size * MAX_DELTA_SHARE * MAX_WAITING

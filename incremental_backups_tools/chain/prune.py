@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from incremental_backups_tools.chain.archives import Archives
@@ -27,6 +27,7 @@ from incremental_backups_tools.chain.prune_plan import (
 from incremental_backups_tools.chain.resolve import resolve_versions
 from incremental_backups_tools.chain.rewrite import RewriteOptions
 from incremental_backups_tools.chain.state import StateHeader
+from incremental_backups_tools.chain.superfluous_copy import SuperfluousCopies
 from incremental_backups_tools.chain.waste import Waste, measure_waste
 from incremental_backups_tools.exceptions import ChainError, IntegrityError, ObjectNotFoundError
 from incremental_backups_tools.points.retention import (
@@ -158,19 +159,23 @@ class _Pruning:
         self._key = key
         self._options = options
         self._rewriter = rewriter
+        self._kept: set[str] = set()
+        self._copies: SuperfluousCopies = {}
 
     def run(self) -> PruneReport:
         decisions = self._decide()
-        kept = {decision.backup_id for decision in decisions if decision.keep}
+        kept = self._kept = {decision.backup_id for decision in decisions if decision.keep}
         history = self._rewriter.history
         for backup_id in kept:
             history.chain_to(backup_id)  # whether it can be restored at all
+        self._copies = self._rewriter.find_superfluous_copies(kept, self._is_worth)
         plan = plan_prune(
             history.stored_headers(),
             history.backup_ids,
             kept,
             self._measure,
             max_unused=self._options.max_unused,
+            with_copies=self._copies,
         )
         report = PruneReport(self._key, decisions, plan, dry_run=self._options.dry_run)
         if self._options.dry_run:
@@ -180,7 +185,6 @@ class _Pruning:
             self._rewriter.forget(backup_id)
         for planned in plan.rewrites:
             self._rewrite(planned)
-        report.plan = self._go_on(plan)
         self._rewriter.refresh_cache()
         report.bytes_written = self._rewriter.bytes_written
         unneeded = self._unneeded(kept)
@@ -198,25 +202,18 @@ class _Pruning:
             raise ChainError(f"{self._key}: this policy would keep no backup at all; nothing was done")
         return decisions
 
-    def _go_on(self, plan: PrunePlan) -> PrunePlan:
-        """Write again the kept points that stand on what was, where that frees enough; what was done in all.
+    def _is_worth(self, point: str, copy_len: int) -> bool:
+        """Whether a whole copy that a point holds need be looked at.
 
-        Once the deltas below it are fewer, a file that one of them stored whole may be a delta again.
+        A point that nothing is merged into is written again only for a share of its bytes.
         """
-        rewritten = {rewrite.backup_id for rewrite in plan.rewrites}
-        more = []
-        for header in self._rewriter.history.stored_headers():
-            if header.parent not in rewritten or header.id in rewritten or header.id not in plan.kept:
-                continue
-            waste = self._measure(header.id, header.id, worth=0.0)
-            if waste.dead_bytes and waste.share >= self._options.max_unused * MERGE_SHARE:
-                more.append(PlannedRewrite(header.id, "merge", (), waste))
-                self._rewriter.merge([header])
-        return replace(plan, rewrites=(*plan.rewrites, *more))
+        header = self._rewriter.history.header(point)
+        if header.parent not in self._kept:
+            return True
+        total = sum(file.size for file in header.files)
+        return copy_len >= total * self._options.max_unused * MERGE_SHARE
 
-    def _measure(self, backup_id: str, first_id: str | None, worth: float | None = None) -> Waste:
-        if worth is None:
-            worth = self._options.max_unused * (MERGE_SHARE if first_id is not None else 1)
+    def _measure(self, backup_id: str, first_id: str | None) -> Waste:
         states = self._rewriter.history.states(backup_id)
         ids = [state.header.id for state in states]
         store = self._repository.store
@@ -225,7 +222,8 @@ class _Pruning:
             ids.index(first_id) if first_id is not None else 0,
             Archives(store, self._key, [state.header for state in states]),
             state_sizes=[store.size(self._rewriter.history.state_name(known)) for known in ids],
-            worth=worth,
+            copies=self._copies.get(backup_id),
+            worth=self._options.max_unused * (MERGE_SHARE if first_id is not None else 1),
         )
 
     def _rewrite(self, planned: PlannedRewrite) -> None:
@@ -233,8 +231,9 @@ class _Pruning:
             self._rewriter.rebase(planned.backup_id)
             return
         chain = self._rewriter.history.chain_to(planned.backup_id)
-        first = next(level for level, header in enumerate(chain) if header.id == planned.links[0])
-        self._rewriter.merge(chain[first:])
+        first_id = (*planned.links, planned.backup_id)[0]
+        first = next(level for level, header in enumerate(chain) if header.id == first_id)
+        self._rewriter.merge(chain[first:], self._copies.get(planned.backup_id, ()))
 
     def _prove(self, kept: Iterable[str]) -> None:
         """Read every state that is still needed before anything goes: each index has the digest that it must.

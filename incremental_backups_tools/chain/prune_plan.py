@@ -31,7 +31,8 @@ class PlannedRewrite:
     Attributes:
         backup_id: which one.
         operation: ``merge`` or ``rebase``.
-        links: ids of the unlisted backups whose place it takes, oldest first.
+        links: ids of the unlisted backups whose place it takes, oldest first; none where it is written again for
+            whole copies that become deltas.
         waste: bytes of all of them, and how many will be free.
     """
 
@@ -67,6 +68,7 @@ def plan_prune(
     measure: Callable[[str, str | None], Waste],
     *,
     max_unused: float,
+    with_copies: Collection[str] = (),
 ) -> PrunePlan:
     """Plan it.
 
@@ -77,6 +79,8 @@ def plan_prune(
         measure: called with the ids of a backup and of the oldest link to be merged into it, None for the whole
             chain.
         max_unused: the share of dead bytes, from 0 to 1, below which nothing is written again.
+        with_copies: ids of those kept that hold whole copies in place of deltas: what nothing is to be merged into
+            is looked at for these alone.
     """
     by_id = {header.id: header for header in headers}
     needed = needed_ids({header.id: header.parent for header in headers}, kept)
@@ -84,10 +88,10 @@ def plan_prune(
     rewrites = []
     parents = {header.id: header.parent for header in headers}
     for backup_id in sorted(anchors):
-        rewrite = _plan_rewrite(by_id, anchors, backup_id, measure, max_unused)
+        rewrite = _plan_rewrite(by_id, anchors, backup_id, measure, max_unused, backup_id in with_copies)
         if rewrite is not None:
             rewrites.append(rewrite)
-            parents[backup_id] = by_id[rewrite.links[0]].parent
+            parents[backup_id] = by_id[(*rewrite.links, backup_id)[0]].parent
     left = needed_ids(parents, kept)
     return PrunePlan(
         kept=tuple(sorted(kept)),
@@ -125,6 +129,7 @@ def _plan_rewrite(
     backup_id: str,
     measure: Callable[[str, str | None], Waste],
     max_unused: float,
+    has_copies: bool,
 ) -> PlannedRewrite | None:
     links: list[str] = []
     below = by_id[backup_id].parent
@@ -139,4 +144,8 @@ def _plan_rewrite(
         waste = measure(backup_id, links[0])
         if waste.share >= max_unused * MERGE_SHARE or len(links) >= MAX_UNLISTED_LINKS:
             return PlannedRewrite(backup_id, "merge", tuple(links), waste)
+    elif has_copies and by_id[backup_id].kind != FULL:
+        waste = measure(backup_id, backup_id)
+        if waste.dead_bytes and waste.share >= max_unused * MERGE_SHARE:
+            return PlannedRewrite(backup_id, "merge", (), waste)
     return None

@@ -12,7 +12,7 @@ before the entries are handed out.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Final
@@ -136,16 +136,21 @@ def resolve(states: Sequence[ChainState]) -> Iterator[ResolvedEntry]:
     return _Resolver(states).entries()
 
 
-def resolve_versions(states: Sequence[ChainState]) -> Iterator[tuple[int, ResolvedEntry]]:
+def resolve_versions(
+    states: Sequence[ChainState], *, only: Collection[bytes] | None = None
+) -> Iterator[tuple[int, ResolvedEntry]]:
     """Every version that the chain *states*, full first, brought, as (level, entry), in one pass.
 
     A metadata change is a version too. Iterating to the end checks the index digest of every state on the way.
+
+    Args:
+        only: paths to tell of. What is told of some paths alone is checked against no digest.
 
     Raises:
         as :func:`resolve`.
     """
     check_chain([state.header for state in states])
-    return _Resolver(states).versions()
+    return _Resolver(states).versions() if only is None else _Resolver(states).versions_of(only)
 
 
 def resolve_run(states: Sequence[ChainState], first: int) -> Iterator[RunEntry]:
@@ -169,6 +174,7 @@ class _Resolver:
         # Of each path that others stand on, its versions by level; None where it was deleted.
         self._versions_of: dict[bytes, list[tuple[int, _Version | None]]] = {}
         self._roles: dict[str, Role] = {}
+        self._wanted: set[bytes] | None = None  # all paths
 
     def entries(self) -> Iterator[ResolvedEntry]:
         self._gather_referenced()
@@ -219,6 +225,14 @@ class _Resolver:
             digest.merge(change)
             _check_digest(state.header, digest)
 
+    def versions_of(self, paths: Collection[bytes]) -> Iterator[tuple[int, ResolvedEntry]]:
+        self._wanted = set(paths)
+        self._gather_referenced()
+        for versions in self._groups():
+            for level, version in versions:
+                if version is not None and version.entry.path in paths:
+                    yield level, self._resolved(version, level)
+
     def _groups(self) -> Iterator[list[tuple[int, _Version | None]]]:
         """For each path its versions as (level, version), None where it was deleted."""
         streams = [self._stream(level) for level in range(len(self._states))]
@@ -233,7 +247,8 @@ class _Resolver:
 
     def _stream(self, level: int) -> Iterator[tuple[bytes, int, StateLine]]:
         for line in self._states[level].lines():
-            yield sort_key(line.path), level, line
+            if self._wanted is None or line.path in self._wanted:
+                yield sort_key(line.path), level, line
 
     def _step(self, current: _Version | None, line: StateLine, level: int) -> _Version | None:
         """The version of a path after *line*, given the one before it."""
@@ -311,6 +326,8 @@ class _Resolver:
                     paths.update(path for path in (line.entry.link_of, line.entry.source) if path is not None)
         if not paths:
             return
+        if self._wanted is not None:
+            self._wanted |= paths
         for versions in self._groups():
             path = next((version.entry.path for _, version in versions if version is not None), None)
             if path in paths and path is not None:

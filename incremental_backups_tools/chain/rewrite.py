@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -54,7 +54,6 @@ from incremental_backups_tools.chain.state import (
     StateLine,
     StateReader,
 )
-from incremental_backups_tools.chain.superfluous_copy import signature_to_build_on
 from incremental_backups_tools.chain.volumes import compressing_pool, default_volume_size
 from incremental_backups_tools.delta import DeltaBuilder, Signature
 from incremental_backups_tools.exceptions import ChainError, IntegrityError
@@ -88,6 +87,7 @@ def rewrite(
     generation: int,
     options: RewriteOptions,
     confirm: Callable[[], None],
+    superfluous: Collection[bytes] = (),
 ) -> StateHeader:
     """Write the last backup of a chain again, in place of the run ``states[first:]``; return its new header.
 
@@ -96,6 +96,7 @@ def rewrite(
         first: the level at which the run begins; 0 makes a full.
         generation: of the new files; no file of the backup has it yet.
         confirm: called at the last moment; raises if the lock was lost.
+        superfluous: paths of which the run holds a whole copy that is to be a delta (``superfluous_copy.py``).
 
     Raises:
         ChainError, IntegrityError, FormatError, RepositoryError: an old backup is damaged, or something of it
@@ -104,7 +105,8 @@ def rewrite(
     """
     with ExitStack() as stack:
         pool = stack.enter_context(compressing_pool(options.threads))
-        return _Rewriting(repository, states, first, generation, options, stack, pool).run(confirm)
+        rewriting = _Rewriting(repository, states, first, generation, options, superfluous, stack, pool)
+        return rewriting.run(confirm)
 
 
 class _Rewriting:
@@ -117,6 +119,7 @@ class _Rewriting:
         first: int,
         generation: int,
         options: RewriteOptions,
+        superfluous: Collection[bytes],
         stack: ExitStack,
         pool: Executor | None,
     ) -> None:
@@ -126,6 +129,7 @@ class _Rewriting:
         self._headers = headers
         self._first = first
         self._options = options
+        self._superfluous = superfluous
         self._stack = stack
         self._pool = pool
         self._last = headers[-1]
@@ -249,8 +253,10 @@ class _Rewriting:
             raise ChainError(f"{printable(entry.path)}: no backup holds its content")
         if item.source is not None:
             stored = self._store_delta(new, own, source)
+        elif item.old is not None and entry.path in self._superfluous:
+            stored = self._store_as_delta(item.old, new)
         else:
-            stored = self._store_as_delta(item.old, new) if item.old is not None else None
+            stored = None
         return stored if stored is not None else self._store_whole(new)
 
     def _twin(self, entry: Entry, holder: ResolvedEntry) -> tuple[ResolvedEntry, Placement]:
@@ -267,18 +273,21 @@ class _Rewriting:
     def _store_delta(
         self, new: ResolvedEntry, own: list[Location], source: bytes | None
     ) -> tuple[ResolvedEntry, Placement] | None:
-        """Store the one delta that *own* come to; None where a whole copy is better."""
+        """Store the one delta that *own* come to; None where a whole copy is better.
+
+        Those below it do not matter: with one in place of several, restoring the file reads no more than before.
+        """
         entry = new.entry
         base = new.data[: len(new.data) - len(own)]
         if len(own) == 1:
-            if not delta_pays(_stored_len(entry), own[0].length, base):
+            if not delta_pays(_stored_len(entry), own[0].length, ()):
                 return None
             location = self._updated.carry(file_member(entry, size=own[0].length), own[0])
         else:
             with open_composed(own, self._archives, entry.size) as composed:
                 length = composed.seek(0, os.SEEK_END)
                 composed.seek(0)
-                if not delta_pays(_stored_len(entry), length, base):
+                if not delta_pays(_stored_len(entry), length, ()):
                     return None
                 pieces = iter(functools.partial(composed.read, _PIECE_LEN), b"")
                 location = self._updated.add_pieces(file_member(entry, size=length), pieces)
@@ -290,12 +299,8 @@ class _Rewriting:
     def _store_as_delta(
         self, old: ResolvedEntry, new: ResolvedEntry
     ) -> tuple[ResolvedEntry, Placement] | None:
-        """Store a whole copy that the run made as a delta of what is before it; None where that does not pay.
-
-        A copy is made when deltas since the last one have come to too much. Without those between, one delta
-        may be far less.
-        """
-        signature = signature_to_build_on(old, new, self._archives)
+        """Store a whole copy of the run as a delta of what is before it; None where that is not smaller."""
+        signature = self._archives.signature_of(old)
         if signature is None:
             return None
         with tempfile.SpooledTemporaryFile(_SPOOL_LEN, prefix="ibt-delta-") as out:
@@ -303,7 +308,7 @@ class _Rewriting:
             for piece in _iter_proven(new, self._archives):
                 builder.update(piece)
             length = builder.finish().delta_len
-            if not delta_pays(new.entry.size, length, old.data):
+            if length >= new.entry.size:
                 return None
             out.seek(0)
             pieces = iter(functools.partial(out.read, _PIECE_LEN), b"")

@@ -10,7 +10,7 @@ import heapq
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,7 +22,6 @@ from incremental_backups_tools.chain.lanes import files_of
 from incremental_backups_tools.chain.rebuild import open_composed
 from incremental_backups_tools.chain.resolve import ChainState, RunEntry, resolve_run
 from incremental_backups_tools.chain.state import StateHeader, StateLine
-from incremental_backups_tools.chain.superfluous_copy import delta_len_of_copy
 from incremental_backups_tools.repository.layout import Role
 from incremental_backups_tools.tree.diff import METADATA, classify
 from incremental_backups_tools.tree.entry import FILE, Location, sort_key
@@ -63,6 +62,7 @@ def measure_waste(
     archives: Archives,
     *,
     state_sizes: Sequence[int],
+    copies: Mapping[bytes, int] | None = None,
     worth: float = 0.0,
 ) -> Waste:
     """What would be free if the run ``states[first:]`` were one backup.
@@ -70,6 +70,7 @@ def measure_waste(
     Args:
         archives: reads the volumes of the whole chain. Only deltas of files that have several are read.
         state_sizes: bytes of each state's file.
+        copies: of paths whose whole copy becomes a delta, about how long that is (``superfluous_copy.py``).
         worth: a share from 0 to 1. Where it cannot be reached the result is an upper bound, which takes reading no
             other states than the run's.
 
@@ -90,10 +91,12 @@ def measure_waste(
     with _open_members(run) as members:
         line_count, repeated_lines = _note_members(states[first:], members)
         bound = waste(members.dead_by_file(), repeated_lines)
-        if bound.share < worth:
+        if bound.share < worth and not copies:  # a copy's path may have no other line in the run
             return bound
         members.forget_use()
-        kept_count = sum(_count_item(item, members, archives) for item in resolve_run(states, first))
+        kept_count = sum(
+            _count_item(item, members, archives, copies or {}) for item in resolve_run(states, first)
+        )
         return waste(members.dead_by_file(), max(0, line_count - kept_count))
 
 
@@ -119,7 +122,7 @@ def _note_members(states: Sequence[ChainState], members: _Members) -> tuple[int,
     return line_count, repeated
 
 
-def _count_item(item: RunEntry, members: _Members, archives: Archives) -> bool:
+def _count_item(item: RunEntry, members: _Members, archives: Archives, copies: Mapping[bytes, int]) -> bool:
     """Note what one path still needs of the run; return whether the one state would have a line for it."""
     new = item.new
     if new is None:
@@ -137,8 +140,8 @@ def _count_item(item: RunEntry, members: _Members, archives: Archives) -> bool:
     if len(own) > 1:
         with open_composed(own, archives, entry.size) as composed:
             members.use(own, composed.seek(0, os.SEEK_END))
-    elif item.source is None and item.old is not None and own:
-        members.use(own, delta_len_of_copy(item.old, new, archives))
+    elif item.source is None and item.old is not None:
+        members.use(own, copies.get(item.path))
     else:
         members.use(own)
     return True

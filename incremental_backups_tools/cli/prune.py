@@ -89,9 +89,8 @@ def show_pruning(report: PruneReport, settings: Settings) -> None:
             print_line(f"{verb} {decision.backup_id}  {time}  {', '.join(decision.reasons)}".rstrip())
         for rewrite in report.plan.rewrites:
             frees = f"about {size_text(rewrite.waste.dead_bytes)} of {size_text(rewrite.waste.total_bytes)}"
-            print_line(
-                f"{rewrite.operation:6} {rewrite.backup_id}  with {', '.join(rewrite.links)}: frees {frees}"
-            )
+            how = f"with {', '.join(rewrite.links)}" if rewrite.links else "with deltas in place of copies"
+            print_line(f"{rewrite.operation:6} {rewrite.backup_id}  {how}: frees {frees}")
         for name in report.deleted if settings.verbosity else ():
             print_line(f"delete {name}")
     begin = "dry run, would " if report.dry_run else ""

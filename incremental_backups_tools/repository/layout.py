@@ -31,6 +31,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 _BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z")
 _BACKUP_ID_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+_BACKUP_ID_LEN = len("20261120T072531.123456Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -147,6 +148,11 @@ def parse_object_name(key: str, file_name: str) -> ObjectName | None:
         volume=int(match["volume"]) if match["volume"] else None,
         encrypted=bool(match["age1"] or match["age2"] or match["age3"]),
     )
+
+
+def id_in_name(file_name: str) -> str:
+    """The id of the backup that a file belongs to, whose name is known to be one of a backup's."""
+    return file_name[:_BACKUP_ID_LEN]
 
 
 def is_key(key: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from support.chains import KEY, Chain, overwrite
 
 from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.superfluous_copy import find_superfluous_copies
 from incremental_backups_tools.chain.waste import Waste, measure_waste
 from incremental_backups_tools.points.retention import KeepPolicy
 from incremental_backups_tools.repository.repository import Repository
@@ -42,7 +43,10 @@ def measure(chain: Chain) -> Waste:
     headers = [state.header for state in states]
     store = Repository.open(chain.repository).store
     sizes = [store.size(history.state_name(header.id)) for header in headers]
-    return measure_waste(states, 1, Archives(store, KEY, headers), state_sizes=sizes)
+    archives = Archives(store, KEY, headers)
+    points = [chain.ids[0], chain.ids[-1]]
+    copies = find_superfluous_copies(states, points, archives, is_worth=lambda *_: True)
+    return measure_waste(states, 1, archives, state_sizes=sizes, copies=copies.get(chain.ids[-1]))
 
 
 def test_merging_makes_it_a_delta_of_what_is_before_the_run(chain: Chain) -> None:

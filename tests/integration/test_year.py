@@ -54,6 +54,30 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda now_ns: monkeypatch.setattr("time.time_ns", lambda: now_ns)
 
 
+def test_a_file_that_is_most_of_the_tree_is_stored_whole_no_sooner(
+    tmp_path: Path, set_clock: Callable[[int], None]
+) -> None:
+    """Its deltas are in many backups, of which few stay. One copy more than these need would be a third of all."""
+    chain = Chain.begin(tmp_path)
+    rng = random.Random(5)
+    (chain.source / "database").write_bytes(rng.randbytes(128 * 8192))
+    (chain.source / "log").write_bytes(b"")
+    for day in range(32):
+        with (chain.source / "log").open("ab") as log:
+            log.write(rng.randbytes(9000))
+        for _ in range(6):
+            overwrite(chain.source / "database", rng.randrange(128) * 8192, rng.randbytes(8192))
+        now_ns = FIRST_NOON_NS + day * DAY_NS
+        set_clock(now_ns)
+        chain.back_up()
+        chain.prune(policy=POLICY, now_ns=now_ns + 1)
+        if day >= 20 and day % 2:
+            fresh = tmp_path / f"fresh-{day}"
+            fresh.mkdir()
+            assert chain.size() <= 1.1 * fresh_size(chain, fresh, set_clock)
+    chain.check(scripted=1)
+
+
 def test_a_season_of_daily_backups_pruned_daily(tmp_path: Path, set_clock: Callable[[int], None]) -> None:
     chain = Chain.begin(tmp_path)
     rng = random.Random(3)

@@ -28,6 +28,7 @@ def plan(
     dead: dict[tuple[int, int | None], float] | None = None,
     listed: Collection[int] | None = None,
     max_unused: float = 0.1,
+    with_copies: Collection[int] = (),
 ) -> tuple[PrunePlan, list[tuple[int, int | None]]]:
     """Plan for backups with these parents; *dead* is the share for (backup, oldest link or None for all).
 
@@ -60,6 +61,7 @@ def plan(
         {backup_id(number) for number in kept},
         measure,
         max_unused=max_unused,
+        with_copies={backup_id(number) for number in with_copies},
     )
     return found, asked
 
@@ -93,6 +95,14 @@ def test_links_stay_unlisted_until_enough_is_dead() -> None:
     found, _ = plan(chain, kept, dead={(3, 1): 0.05})
     assert operations(found) == [("merge", backup_id(3), ids(1, 2))]
     assert (found.unlisted, found.dropped) == ((), ids(1, 2))
+
+
+@pytest.mark.parametrize(("share", "written"), [(0.04, False), (0.05, True)])
+def test_what_has_copies_is_written_again_by_itself(share: float, written: bool) -> None:
+    found, asked = plan([None, 0, 1], range(3), dead={(1, 1): share}, with_copies=[0, 1])
+    assert operations(found) == ([("merge", backup_id(1), ())] if written else [])
+    assert (found.unlisted, found.dropped) == ((), ())
+    assert asked == [(1, 1)]  # of a full nothing becomes a delta
 
 
 def test_an_expired_full_is_rebased_when_enough_is_dead_and_merged_onto_otherwise() -> None:

@@ -75,6 +75,10 @@ def locations(states: list[ChainState]) -> dict[bytes, tuple[Location, ...]]:
         for item in resolve(states[: level + 1]):
             if item.entry.link_of is None:
                 assert newest[item.path][1] == item
+    # Of single paths it says the same.
+    every = list(resolve_versions(states))
+    for path in {item.path for _, item in every}:
+        assert list(resolve_versions(states, only={path})) == [one for one in every if one[1].path == path]
     return {item.path: item.data for item in resolve(states)}
 
 
