@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-import zstandard
-
 from incremental_backups_tools.archive.frame_cache import FrameCache
+from incremental_backups_tools.archive.frame_reader import FrameReader, LoadedFrame, fetch
 from incremental_backups_tools.archive.seek_table import (
     FOOTER_LEN,
-    MAX_FRAME_LEN,
     Frame,
     SeekTable,
     parse_seek_table,
@@ -26,15 +23,13 @@ from incremental_backups_tools.archive.tar_parser import TarParser
 from incremental_backups_tools.exceptions import (
     ArchiveFormatError,
     BackupError,
-    IntegrityError,
     LimitExceededError,
 )
+from incremental_backups_tools.idle import IdleWorkers
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# Neighbouring frames are fetched together up to this length, so that a store is not asked for each MiB.
-READ_LEN = 4 << 20
 # One fetch for the table of a volume of up to 2,046 frames (2 GiB of tar).
 _TAIL_LEN = 16 << 10
 _CACHE_LEN = 4 << 20
@@ -47,8 +42,9 @@ _STREAM_BUFFER_LEN = 64 << 10
 class VolumeReader:
     """A volume whose bytes come from anywhere. Safe to share between threads if *read_range* is.
 
-    Memory: the seek table (16 bytes a frame), READ_LEN of compressed frames (or one frame), and in *cache* the
-    last few frames of which only a part was wanted, since small members share frames.
+    Memory: the seek table (16 bytes a frame), READ_LEN of compressed frames (or one frame) for each thread that reads,
+    and in *cache* the last few frames of which only a part was wanted, since small members share frames. Where idle
+    workers read ahead, 8 MiB of content and as much of compressed frames (or one frame) come to that.
 
     Args:
         read_range: called with offset and length, returns exactly that many bytes of the file or raises.
@@ -72,12 +68,12 @@ class VolumeReader:
         self._read_range = read_range
         self._size = size
         self._name = name
-        self._cache = FrameCache(_CACHE_LEN) if cache is None else cache
-        self._threads = threading.local()
         try:
             self._table = self._read_table()
         except (ArchiveFormatError, LimitExceededError) as error:
             raise type(error)(f"{name}: {error}") from error
+        own_cache: FrameCache = FrameCache(_CACHE_LEN) if cache is None else cache
+        self._frames = FrameReader(read_range, self._table, name=name, cache=own_cache)
 
     @property
     def name(self) -> str:
@@ -103,13 +99,16 @@ class VolumeReader:
         """
         return b"".join(self.iter_range(offset, length))
 
-    def iter_range(self, offset: int, length: int) -> Iterator[bytes]:
+    def iter_range(self, offset: int, length: int, idle: IdleWorkers | None = None) -> Iterator[bytes]:
         """As :meth:`read`, in pieces of at most a frame.
 
         The range is checked at once, everything else as it is read.
+
+        Args:
+            idle: fetch and decompress some frames ahead.
         """
         self._check_range(offset, length)
-        return self._iter_frames(offset, length) if length else iter(())
+        return self._iter_frames(offset, length, idle) if length else iter(())
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | BackupError]:
         """As :meth:`read` for each of several ranges, (offset, length), in whatever order they come.
@@ -134,21 +133,27 @@ class VolumeReader:
         ends: dict[int, int] = {}
         for _, last, position in spans:
             ends[last] = max(ends.get(last, 0), sum(ranges[position]))
-        frames = self._iter_wanted(sorted(wanted))
+        frames = self._frames.iter_frames(sorted(wanted))
         is_viewed = len(wanted) <= _MAX_VIEWED_FRAMES
-        held: dict[int, tuple[Frame, bytes | BackupError]] = {}
+        held: dict[int, LoadedFrame] = {}
         for first, last, position in spans:
             for index in [index for index in held if index < first]:
-                self._keep(index, *held.pop(index), ends.get(index))
+                self._keep(held.pop(index), ends.get(index))
             while last not in held:
-                index, frame, content = next(frames)
-                held[index] = frame, content
+                loaded = next(frames)
+                held[loaded.index] = loaded
             results[position] = self._cut(
                 ranges[position], [held[i] for i in range(first, last + 1)], is_viewed
             )
         for index, loaded in held.items():
-            self._keep(index, *loaded, ends.get(index))
+            self._keep(loaded, ends.get(index))
         return results
+
+    def iter_frames(
+        self, indexes: Iterable[int], idle: IdleWorkers | None = None
+    ) -> Generator[LoadedFrame, None, None]:
+        """Frames by their numbers, in any order; see :meth:`FrameReader.iter_frames`."""
+        return self._frames.iter_frames(indexes, idle)
 
     def frame_number(self, offset: int) -> int:
         """The number of the frame that holds the byte *offset* of the tar.
@@ -248,127 +253,41 @@ class VolumeReader:
         return parse_seek_table(tail[-table_len:], file_len=self._size)
 
     def _fetch(self, offset: int, length: int) -> bytes:
-        data = self._read_range(offset, length)
-        if len(data) != length:
-            raise IntegrityError(
-                f"{self._name}: {len(data)} bytes at {offset}, expected {length}",
-                path=self._name,
-                expected=length,
-                actual=len(data),
-            )
-        return data
+        return fetch(self._read_range, offset, length, name=self._name)
 
-    def _iter_frames(self, offset: int, length: int) -> Iterator[bytes]:
+    def _iter_frames(self, offset: int, length: int, idle: IdleWorkers | None) -> Iterator[bytes]:
         end = offset + length
         indexes = range(self._table.find(offset), self._table.find(end - 1) + 1)
-        for index, frame, content in self._iter_wanted(indexes):
-            if isinstance(content, BackupError):
-                raise content
-            self._keep(index, frame, content, end)
-            yield content[max(0, offset - frame.tar_offset) : min(frame.tar_len, end - frame.tar_offset)]
-
-    def _iter_wanted(self, indexes: Sequence[int]) -> Iterator[tuple[int, Frame, bytes | BackupError]]:
-        """The frames *indexes*, ascending; those that adjoin are fetched together, READ_LEN at a time."""
-        position = 0
-        while position < len(indexes):
-            index = indexes[position]
-            frame = self._table.frame(index)
-            cached = self._cache.get(self, index)
-            if cached is not None:
-                yield index, frame, cached
-                position += 1
-                continue
-            frames = [frame]
-            fetched_len = frame.length
-            for following in indexes[position + 1 :]:
-                frame = self._table.frame(following)
-                fetched_len += frame.length
-                if (
-                    following != index + len(frames)
-                    or fetched_len > READ_LEN
-                    or self._cache.get(self, following) is not None
-                ):
-                    break
-                frames.append(frame)
-            for loaded in self._load(frames):
-                yield indexes[position], *loaded
-                position += 1
-
-    def _load(self, frames: list[Frame]) -> Iterator[tuple[Frame, bytes | BackupError]]:
-        first = frames[0]
-        try:
-            raw = memoryview(self._fetch(first.offset, frames[-1].offset + frames[-1].length - first.offset))
-        except BackupError as error:
-            if len(frames) == 1:
-                yield first, error
-                return
-            # A part of it cannot be read: what can be is not to be lost with it.
-            for frame in frames:
-                yield from self._load([frame])
-            return
-        for frame in frames:
-            start = frame.offset - first.offset
-            try:
-                yield frame, self._decompress(frame, raw[start : start + frame.length])
-            except BackupError as error:
-                yield frame, error
+        for loaded in self._frames.iter_frames(indexes, idle):
+            if isinstance(loaded.content, BackupError):
+                raise loaded.content
+            self._keep(loaded, end)
+            start = loaded.frame.tar_offset
+            yield loaded.content[max(0, offset - start) : min(loaded.frame.tar_len, end - start)]
 
     def _cut(
-        self, wanted: tuple[int, int], frames: list[tuple[Frame, bytes | BackupError]], is_viewed: bool
+        self, wanted: tuple[int, int], frames: list[LoadedFrame], is_viewed: bool
     ) -> bytes | memoryview | BackupError:
         offset, length = wanted
         pieces: list[memoryview] = []
-        for frame, content in frames:
-            if isinstance(content, BackupError):
-                return content
-            start = max(0, offset - frame.tar_offset)
-            pieces.append(memoryview(content)[start : min(frame.tar_len, offset + length - frame.tar_offset)])
+        for loaded in frames:
+            if isinstance(loaded.content, BackupError):
+                return loaded.content
+            start = loaded.frame.tar_offset
+            view = memoryview(loaded.content)
+            pieces.append(view[max(0, offset - start) : min(len(view), offset + length - start)])
         return pieces[0] if is_viewed and len(pieces) == 1 else b"".join(pieces)
 
-    def _keep(self, index: int, frame: Frame, content: bytes | BackupError, end: int | None) -> None:
+    def _keep(self, loaded: LoadedFrame, end: int | None) -> None:
         """Keep a frame of which the part up to *end* was read: what comes next mostly lies behind that.
 
         None is a frame that was read to its end.
         """
-        if isinstance(content, BackupError):
-            return
+        frame = loaded.frame
         if end is not None and end + -end % _TAR_BLOCK_LEN < frame.tar_offset + frame.tar_len:
-            self._cache.put(self, index, content)
+            self._frames.keep(loaded)
         else:
-            self._cache.drop(self, index)
-
-    def _decompress(self, frame: Frame, raw: memoryview) -> bytes:
-        """The content of one frame.
-
-        python-zstandard's ``decompress`` allocates whatever length the frame declares, ignores
-        max_window_size, and passes over what follows the frame unless told otherwise. So the header is
-        compared with the table first; that the content has the declared length, zstd itself sees to.
-        """
-        where = f"{self._name}: frame at byte {frame.offset}"
-        try:
-            header = zstandard.get_frame_parameters(raw)
-        except zstandard.ZstdError as error:
-            raise ArchiveFormatError(f"{where}: {error}") from error
-        if header.content_size != frame.tar_len:
-            raise ArchiveFormatError(
-                f"{where}: content of {header.content_size} bytes, the seek table says {frame.tar_len}"
-            )
-        if not header.has_checksum or header.dict_id or header.window_size > MAX_FRAME_LEN:
-            raise ArchiveFormatError(
-                f"{where}: has no checksum, needs a dictionary, or a window of {header.window_size} bytes"
-            )
-        try:
-            return self._decompressor().decompress(raw, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise IntegrityError(
-                f"{where}: damaged: {error}", path=self._name, expected=frame.tar_len, actual=None
-            ) from error
-
-    def _decompressor(self) -> zstandard.ZstdDecompressor:
-        decompressor: zstandard.ZstdDecompressor | None = getattr(self._threads, "decompressor", None)
-        if decompressor is None:
-            decompressor = self._threads.decompressor = zstandard.ZstdDecompressor()
-        return decompressor
+            self._frames.drop(loaded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.chain.state import StateHeader
 from incremental_backups_tools.delta import Signature, patch
 from incremental_backups_tools.exceptions import BackupError, ChainError, DeltaFormatError, IntegrityError
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.repository.store import Store
 from incremental_backups_tools.tree.entry import Location, printable
 
@@ -43,7 +44,7 @@ class Archives:
         self._sizes = {file.name: file.size for header in chain for file in header.files}
         self._readers: OrderedDict[str, VolumeReader] = OrderedDict()
         self._lock = threading.Lock()
-        self._cache = FrameCache(_CACHE_LEN)
+        self._cache: FrameCache = FrameCache(_CACHE_LEN)
 
     def read(self, location: Location) -> bytes:
         """The bytes at *location*.
@@ -54,9 +55,13 @@ class Archives:
         """
         return self.reader(location.file).read(location.offset, location.length)
 
-    def iter_range(self, location: Location) -> Iterator[bytes]:
-        """The bytes at *location*, piece by piece. Raises as :meth:`read`."""
-        return self.reader(location.file).iter_range(location.offset, location.length)
+    def iter_range(self, location: Location, idle: IdleWorkers | None = None) -> Iterator[bytes]:
+        """The bytes at *location*, piece by piece. Raises as :meth:`read`.
+
+        Args:
+            idle: read some of them ahead.
+        """
+        return self.reader(location.file).iter_range(location.offset, location.length, idle)
 
     def read_many(self, locations: Sequence[Location]) -> list[bytes | memoryview | BackupError]:
         """The bytes at each of *locations*, or the error that :meth:`read` would raise there.

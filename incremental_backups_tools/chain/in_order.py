@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from incremental_backups_tools.idle import IdleWorkers
+
 ResultT = TypeVar("ResultT")
 
 _IN_FLIGHT_PER_THREAD: Final = 2
@@ -22,11 +24,13 @@ class InOrder:
 
     Attributes:
         stop: set when what is still running need not go on.
+        idle: takes a part of what one of the calls does; None where there is one thread.
     """
 
     def __init__(self, threads: int) -> None:
         self.stop = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ibt-work") if threads > 1 else None
+        self.idle = IdleWorkers(self._pool, threads - 1) if self._pool is not None else None
         self._max_in_flight = threads * _IN_FLIGHT_PER_THREAD
         self._waiting: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
 

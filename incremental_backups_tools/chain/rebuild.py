@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -23,6 +23,7 @@ from incremental_backups_tools.exceptions import (
     IntegrityError,
     LimitExceededError,
 )
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.entry import Location, printable
 from incremental_backups_tools.tree.sparse import (
     Extents,
@@ -47,7 +48,7 @@ _MAX_AHEAD_LEN: Final = 8 << 20
 class Ranges(Protocol):
     """Where the bytes at a location come from: :class:`Archives`, or what was read of them before."""
 
-    def iter_range(self, location: Location, /) -> Iterator[bytes]:
+    def iter_range(self, location: Location, idle: IdleWorkers | None = None, /) -> Iterator[bytes]:
         """The bytes at *location*, piece by piece."""
 
 
@@ -75,9 +76,11 @@ class Contents:
         ahead = _read_ahead(resolved, self._archives)
         return [_read_whole(one, ahead) for one in resolved]
 
-    def iter_chunks(self, resolved: ResolvedEntry, /) -> Iterator[bytes]:
+    def iter_chunks(
+        self, resolved: ResolvedEntry, /, idle: IdleWorkers | None = None
+    ) -> Generator[bytes, None, None]:
         """As :func:`iter_content`."""
-        return iter_content(resolved, self._archives)
+        return iter_content(resolved, self._archives, idle)
 
 
 class _Ahead:
@@ -87,10 +90,10 @@ class _Ahead:
         self._archives = archives
         self._found = found
 
-    def iter_range(self, location: Location, /) -> Iterator[bytes]:
+    def iter_range(self, location: Location, idle: IdleWorkers | None = None, /) -> Iterator[bytes]:
         found = self.get(location)
         if found is None:
-            return self._archives.iter_range(location)
+            return self._archives.iter_range(location, idle)
         return iter((bytes(found),)) if found else iter(())
 
     def get(self, location: Location) -> bytes | memoryview | None:
@@ -125,8 +128,13 @@ def _read_whole(resolved: ResolvedEntry, ahead: _Ahead) -> bytes | memoryview | 
         return error
 
 
-def iter_content(resolved: ResolvedEntry, archives: Ranges) -> Iterator[bytes]:
+def iter_content(
+    resolved: ResolvedEntry, archives: Ranges, idle: IdleWorkers | None = None
+) -> Generator[bytes, None, None]:
     """The content of a regular file, piece by piece. What it is, the caller checks against its digest.
+
+    Args:
+        idle: fetch and decompress some of it ahead, until the generator is closed.
 
     Raises:
         IntegrityError: the entry says of no place where its content lies.
@@ -150,12 +158,12 @@ def iter_content(resolved: ResolvedEntry, archives: Ranges) -> Iterator[bytes]:
             raise LimitExceededError(
                 f"{printable(entry.path)}: {entry.size} bytes, but its whole copy has {size}"
             )
-        yield from _iter_copy(base, archives)
+        yield from _iter_copy(base, archives, idle)
         return
     with ExitStack() as stack:
         delta = stack.enter_context(_composed(deltas, archives, entry.size))
         if base.sparse is None and entry.sparse is None:
-            basis = stack.enter_context(_spooled(archives.iter_range(base)))
+            basis = stack.enter_context(_spooled(archives.iter_range(base, idle)))
             out = stack.enter_context(_new_spool())
             patch(basis, delta, out, max_output=entry.size)
             out.seek(0)
@@ -199,11 +207,11 @@ def _iter_placed(data: Iterator[bytes], extents: Extents) -> Iterator[tuple[int,
             offset += len(piece)
 
 
-def _iter_copy(location: Location, archives: Ranges) -> Iterator[bytes]:
+def _iter_copy(location: Location, archives: Ranges, idle: IdleWorkers | None) -> Iterator[bytes]:
     """A whole copy, with its holes as zeros."""
     if location.sparse is None:
-        return archives.iter_range(location)
-    return iter_expanded(archives.iter_range(location), _checked_extents(location))
+        return archives.iter_range(location, idle)
+    return iter_expanded(archives.iter_range(location, idle), _checked_extents(location))
 
 
 def _checked_extents(location: Location) -> Extents:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from incremental_backups_tools.archive.volume_reader import READ_LEN
+from incremental_backups_tools.archive.frame_reader import READ_LEN
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.history import (
     History,

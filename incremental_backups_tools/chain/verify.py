@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -296,7 +297,7 @@ class _Verification:
         """In any thread: the BLAKE3 of the content of each, or why it cannot be rebuilt."""
         if resolved[0].entry.size > _MAX_SMALL_LEN:
             try:
-                return [self._digest(contents.iter_chunks(resolved[0]))]
+                return [self._digest(contents, resolved[0])]
             except BackupError as error:
                 return [error]
         return [
@@ -304,12 +305,13 @@ class _Verification:
             for content in contents.read_small(resolved)
         ]
 
-    def _digest(self, chunks: Iterable[bytes]) -> bytes:
+    def _digest(self, contents: Contents, resolved: ResolvedEntry) -> bytes:
         hasher = blake3()
-        for chunk in chunks:
-            hasher.update(chunk)
-            if self._work.stop.is_set():
-                break
+        with closing(contents.iter_chunks(resolved, self._work.idle)) as chunks:
+            for chunk in chunks:
+                hasher.update(chunk)
+                if self._work.stop.is_set():
+                    break
         return hasher.digest()
 
     def _compare_contents(self, versions: list[_Version], digests: list[bytes | BackupError]) -> None:

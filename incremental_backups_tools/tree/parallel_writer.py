@@ -15,9 +15,9 @@ import itertools
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from blake3 import blake3
 
 from incremental_backups_tools.exceptions import BackupError, UnsafePathError
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.creation import NewFile, choose_creator
 from incremental_backups_tools.tree.destination import (
     TEMPORARY_PREFIX,
@@ -66,8 +67,13 @@ class Contents(Protocol[SourceT_contra]):
     def read_small(self, sources: Sequence[SourceT_contra], /) -> Sequence[bytes | memoryview | BackupError]:
         """The whole content of each, or why there is none."""
 
-    def iter_chunks(self, source: SourceT_contra, /) -> Iterator[bytes]:
-        """The content of one, piece by piece.
+    def iter_chunks(
+        self, source: SourceT_contra, /, idle: IdleWorkers | None = None
+    ) -> Generator[bytes | memoryview, None, None]:
+        """The content of one, piece by piece; the pieces never change.
+
+        Args:
+            idle: may make some of it ahead.
 
         Raises:
             BackupError: it cannot be had.
@@ -163,6 +169,7 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         self._contents = contents
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ibt-write") if threads > 1 else None
         max_in_flight = 2 * threads if threads > 1 else 1
+        self._idle = IdleWorkers(self._pool, threads - 1) if self._pool is not None else None
         self._slots = threading.Semaphore(max_in_flight)
         self._max_batch_dirs = max(2, _MAX_DIRS // (max_in_flight + 1))
         self._stop = threading.Event()
@@ -385,17 +392,19 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         [dir_fd] = large.dir_fds
         fd = create_at(dir_fd, large.temporary)
         try:
-            self._write_temporary(fd, large.entry, self._until_stopped(large.source))
+            with closing(self._until_stopped(large.source)) as chunks:
+                self._write_temporary(fd, large.entry, chunks, idle=self._idle)
         except BaseException:
             with suppress(OSError):  # what failed is on its way up
                 os.unlink(large.temporary, dir_fd=dir_fd)
             raise
 
-    def _until_stopped(self, source: SourceT) -> Iterator[bytes]:
-        for chunk in self._contents.iter_chunks(source):
-            if self._stop.is_set():
-                raise InterruptedError
-            yield chunk
+    def _until_stopped(self, source: SourceT) -> Generator[bytes | memoryview, None, None]:
+        with closing(self._contents.iter_chunks(source, self._idle)) as chunks:
+            for chunk in chunks:
+                if self._stop.is_set():
+                    raise InterruptedError
+                yield chunk
 
     def _finish_large(self, large: _Large[SourceT]) -> None:
         assert large.future is not None  # it was submitted when it was enqueued

@@ -17,14 +17,16 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from blake3 import blake3
 
 from incremental_backups_tools.durable import sync_filesystem
 from incremental_backups_tools.exceptions import IntegrityError, UnsafePathError
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.acl import ACL_DEFAULT
 from incremental_backups_tools.tree.destination import Destination, temporary_name
 from incremental_backups_tools.tree.entry import (
@@ -40,6 +42,7 @@ from incremental_backups_tools.tree.entry import (
 )
 from incremental_backups_tools.tree.metadata import MetadataApplier
 from incremental_backups_tools.tree.sparse import SparseWriter
+from incremental_backups_tools.tree.write_behind import WriteBehind
 
 # Errors of the whole file system: going on with the next file would only repeat them.
 FATAL_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
@@ -158,7 +161,7 @@ class TreeWriter:
                 return entered.is_ours
         return False
 
-    def file(self, entry: Entry, chunks: Iterable[bytes]) -> None:
+    def file(self, entry: Entry, chunks: Iterable[bytes | memoryview]) -> None:
         """Write a regular file from *chunks*.
 
         Raises:
@@ -187,33 +190,37 @@ class TreeWriter:
             )
         )
 
-    def _write_temporary(self, fd: int, entry: Entry, chunks: Iterable[bytes], *, sync: bool = False) -> None:
+    def _write_temporary(
+        self,
+        fd: int,
+        entry: Entry,
+        chunks: Iterable[bytes | memoryview],
+        *,
+        sync: bool = False,
+        idle: IdleWorkers | None = None,
+    ) -> None:
         """Write and verify a new file, give it its metadata, flush it if it is to be, and close it."""
         try:
-            self._fill(fd, entry, chunks)
+            self._fill(fd, entry, chunks, idle)
             self._applier.apply_to_fd(fd, entry)
             if sync:
                 os.fsync(fd)
         finally:
             os.close(fd)
 
-    def _fill(self, fd: int, entry: Entry, chunks: Iterable[bytes]) -> None:
+    def _fill(
+        self, fd: int, entry: Entry, chunks: Iterable[bytes | memoryview], idle: IdleWorkers | None
+    ) -> None:
         hasher = blake3()
         size = 0
-        sparse = SparseWriter(fd, entry.sparse) if entry.sparse is not None else None
-        if sparse is not None:
-            os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
-        for chunk in chunks:
-            size += len(chunk)
-            if size > entry.size:
-                break
-            hasher.update(chunk)
-            if sparse is not None:
-                sparse.write(chunk)
-                continue
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(fd, view) :]
+        with closing(WriteBehind(_writer_of(fd, entry), idle)) as behind:
+            for chunk in chunks:
+                size += len(chunk)
+                if size > entry.size:
+                    break
+                behind.write(chunk)
+                hasher.update(chunk)
+            behind.flush()
         check_content(entry, size, hasher)
 
     def special(self, entry: Entry) -> None:
@@ -437,6 +444,20 @@ class TreeWriter:
     def _discard(self, temporary_path: bytes) -> None:
         self._destination.remove(temporary_path)
         self._temporaries.pop(temporary_path, None)
+
+
+def _writer_of(fd: int, entry: Entry) -> Callable[[bytes | memoryview], object]:
+    """What writes the next piece of a file that is empty so far."""
+    if entry.sparse is None:
+        return partial(_write_whole, fd)
+    os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
+    return SparseWriter(fd, entry.sparse).write
+
+
+def _write_whole(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def check_content(entry: Entry, size: int, hasher: blake3) -> None:

@@ -16,7 +16,7 @@ from support.command import PROGRAM, Ran, command_environment
 from support.faults import KEY, Scene, random_bytes, temporaries_below, wait_for
 from support.trees import assert_same_tree, fingerprint
 
-from incremental_backups_tools import full_backup, restore_backup
+from incremental_backups_tools import full_backup, incremental_backup, restore_backup
 
 # Far above the second that it may take, for machines that have other work.
 PROMPT_SECONDS = 5.0
@@ -137,4 +137,38 @@ def test_an_interrupted_restore_ends_promptly_and_leaves_whole_files_only(
                 assert path.read_bytes() == (scene.source / path.relative_to(dest)).read_bytes()
         restore_backup(KEY, dest, repository=scene.repository, durable=False)
         assert_same_tree(scene.now, dest)
+    assert interrupted, "each restore was done before it was interrupted"
+
+
+@SIGNALS
+def test_an_interrupted_restore_of_one_large_file_leaves_nothing_unfinished(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """One thread makes it, and others read ahead and write behind."""
+    source, repository = tmp_path / KEY, tmp_path / "repository"
+    source.mkdir()
+    content = bytearray(random_bytes(1, 1 << 20) * 200)
+    for make in (full_backup, incremental_backup):
+        (source / "large").write_bytes(content)
+        make(source, repository, cache_root=tmp_path / "cache", level=1)
+        for start in range(0, len(content), 5 << 20):
+            content[start : start + 5000] = random_bytes(start, 5000)
+    moments = random.Random(number)
+    interrupted = 0
+    for attempt in range(2 * MOMENTS):
+        dest = tmp_path / f"dest-{attempt}"
+        ran = interrupt(
+            ("restore", "--threads", "3", "-r", repository, KEY, dest),
+            tmp_dir=tmp_path / "tmp",
+            number=number,
+            begun=dest.exists,
+            delay_seconds=moments.uniform(0, 0.2),
+        )
+        assert temporaries_below(dest) == []
+        if (dest / "large").exists():  # it was only to be flushed, or that was done too
+            assert (dest / "large").read_bytes() == (source / "large").read_bytes()
+        else:
+            assert (ran.status, ran.error) == (INTERRUPTED, "interrupted")
+            assert list(dest.iterdir()) == []
+            interrupted += 1
     assert interrupted, "each restore was done before it was interrupted"

@@ -15,6 +15,7 @@ from blake3 import blake3
 from support.faults import tmpfs
 
 from incremental_backups_tools.exceptions import BackupError, IntegrityError
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.destination import Destination
 from incremental_backups_tools.tree.entry import Entry
 from incremental_backups_tools.tree.metadata import MetadataApplier
@@ -35,7 +36,7 @@ class Held:
     def read_small(self, sources: Sequence[bytes], /) -> list[bytes | memoryview | BackupError]:
         return [self._get(source) for source in sources]
 
-    def iter_chunks(self, source: bytes, /) -> Iterator[bytes]:
+    def iter_chunks(self, source: bytes, /, idle: IdleWorkers | None = None) -> Iterator[bytes]:
         content = self._get(source)
         if isinstance(content, BackupError):
             yield b"the first bytes"

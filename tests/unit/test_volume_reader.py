@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from incremental_backups_tools.archive import volume_reader
+from incremental_backups_tools.archive import frame_reader
 from incremental_backups_tools.archive.frame_cache import FrameCache
 from incremental_backups_tools.archive.seek_table import encode_seek_table
 from incremental_backups_tools.archive.tar import (
@@ -30,6 +32,7 @@ from incremental_backups_tools.exceptions import (
     IntegrityError,
     RepositoryError,
 )
+from incremental_backups_tools.idle import IdleWorkers
 
 FRAME_LEN = 4096
 
@@ -126,7 +129,7 @@ def test_neighbouring_frames_are_fetched_together_up_to_a_bound(monkeypatch: pyt
     ranges = Ranges(VOLUME)
     open_bytes(VOLUME, ranges).read(0, len(TAR))
     assert len(ranges.asked) == 2  # the table, and everything
-    monkeypatch.setattr(volume_reader, "READ_LEN", 10_000)
+    monkeypatch.setattr(frame_reader, "READ_LEN", 10_000)
     del ranges.asked[:]
     open_bytes(VOLUME, ranges).read(0, len(TAR))
     assert len(ranges.asked) > 4
@@ -171,6 +174,79 @@ def test_several_threads_may_share_a_reader() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read_some, range(8)))
+
+
+@pytest.fixture
+def idle() -> Iterator[IdleWorkers]:
+    with ThreadPoolExecutor(3) as pool:
+        yield IdleWorkers(pool, 3)
+
+
+def test_what_idle_workers_read_ahead_comes_in_order(
+    monkeypatch: pytest.MonkeyPatch, idle: IdleWorkers
+) -> None:
+    for read_len, ahead_len in [(4 << 20, 8 << 20), (6000, 3 * FRAME_LEN), (1, 0)]:
+        monkeypatch.setattr(frame_reader, "READ_LEN", read_len)
+        monkeypatch.setattr(frame_reader, "_AHEAD_LEN", ahead_len)
+        volume = open_bytes(VOLUME)
+        for start in range(0, len(TAR), 9000):
+            assert b"".join(volume.iter_range(start, len(TAR) - start, idle)) == TAR[start:]
+        chance = random.Random(4)
+        last = volume.frame_number(len(TAR) - 1)
+        indexes = [chance.randrange(last + 1) for _ in range(300)]
+        for loaded, index in zip(volume.iter_frames(indexes, idle), indexes, strict=True):
+            start = loaded.frame.tar_offset
+            assert (loaded.index, loaded.content) == (index, TAR[start : start + loaded.frame.tar_len])
+
+
+def test_no_more_is_read_ahead_than_is_bounded(monkeypatch: pytest.MonkeyPatch, idle: IdleWorkers) -> None:
+    monkeypatch.setattr(frame_reader, "READ_LEN", 1)
+    monkeypatch.setattr(frame_reader, "_AHEAD_LEN", 3 * FRAME_LEN)
+    ranges = Ranges(VOLUME)
+    volume = open_bytes(VOLUME, ranges)
+    del ranges.asked[:]
+    tar_lens = {frame.offset: frame.tar_len for frame in map(volume.frame_at, range(len(TAR)))}
+    pieces = volume.iter_range(0, len(TAR), idle)
+    assert ranges.asked == []
+    read_len = 0
+    for piece in pieces:
+        read_len += len(piece)
+        assert sum(tar_lens[offset] for offset, _ in ranges.asked) <= read_len + (3 + 1) * FRAME_LEN
+
+
+def test_a_reader_that_is_left_reads_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, asked = set[int](), 0
+
+    def read_slowly(offset: int, length: int) -> bytes:
+        nonlocal asked
+        asked += 1
+        reading.add(offset)
+        time.sleep(0.01)
+        reading.remove(offset)
+        return VOLUME[offset : offset + length]
+
+    monkeypatch.setattr(frame_reader, "READ_LEN", 1)
+    volume = VolumeReader(read_slowly, len(VOLUME), name="slow")
+    with ThreadPoolExecutor(1) as pool:
+        with closing(volume.iter_frames(range(12), IdleWorkers(pool, 1))) as frames:
+            next(frames)
+        assert not reading
+        before = asked
+        time.sleep(0.05)
+        assert asked == before
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_damage_shows_where_it_is_and_not_before(is_parallel: bool, idle: IdleWorkers) -> None:
+    volume = open_bytes(VOLUME)
+    frame = volume.frame_at(30_000)
+    damaged = bytearray(VOLUME)
+    damaged[frame.offset + frame.length - 2] ^= 1
+    found = b""
+    with pytest.raises(IntegrityError, match=f"frame at byte {frame.offset}: damaged"):
+        for piece in open_bytes(bytes(damaged)).iter_range(0, len(TAR), idle if is_parallel else None):
+            found += piece
+    assert found == TAR[: frame.tar_offset]
 
 
 def test_a_volume_without_members_is_read() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from incremental_backups_tools.heap.snapshots.depot import Depot
 from incremental_backups_tools.heap.snapshots.index import object_of
 from incremental_backups_tools.heap.snapshots.instances import Instances, iter_chunks
 from incremental_backups_tools.heap.snapshots.layout import ObjectName
+from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.entry import FILE, Entry, printable
 from incremental_backups_tools.tree.metadata import MetadataApplier
 from incremental_backups_tools.tree.restoring import (
@@ -145,7 +146,7 @@ class _Contents:
         except BackupError as error:
             return error
 
-    def iter_chunks(self, item: _Item, /) -> Iterator[bytes]:
+    def iter_chunks(self, item: _Item, /, idle: IdleWorkers | None = None) -> Generator[bytes, None, None]:
         """The content of one, piece by piece.
 
         Raises:
@@ -167,7 +168,7 @@ class _Contents:
         except OSError:
             return False  # then another one is looked for
 
-    def _chunks(self, name: ObjectName, size: int) -> Iterator[bytes]:
+    def _chunks(self, name: ObjectName, size: int) -> Generator[bytes, None, None]:
         try:
             fd = self._instances.open(name)
             try:
