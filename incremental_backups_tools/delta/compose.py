@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from incremental_backups_tools.delta._twin import COPY
 from incremental_backups_tools.delta.commands import CommandReader, CommandWriter, Copy, Delta
+from incremental_backups_tools.delta.formats import MAX_FILE_LEN
 from incremental_backups_tools.delta.streams import FileOrBuffer, open_seekable, open_stream, read_into
 from incremental_backups_tools.exceptions import DeltaFormatError
 
@@ -40,6 +41,8 @@ class _Composer:
             self._sources.append(command.offset)
             self._is_copy.append(isinstance(command, Copy))
             self.output_len += command.length
+            if self.output_len > MAX_FILE_LEN:
+                raise DeltaFormatError(f"the first delta makes a file of {self.output_len} bytes or more")
 
     def copy(self, offset: int, length: int) -> None:
         """Write commands that make B[offset, offset + length)."""

@@ -32,6 +32,7 @@ __all__ = [
     "END",
     "LITERAL_N1",
     "MAX_BLOCK_LEN",
+    "MAX_FILE_LEN",
     "SHORT_LITERAL_MAX",
     "SIGNATURE_HEADER",
     "WEAK_LEN",
@@ -52,6 +53,9 @@ COPY_N1_N1 = 0x45
 # librsync sets no limit. Windows of a block's length are held in memory, so a signature that declares more
 # is refused; block_len grows with the square root of a file's size and gets nowhere near.
 MAX_BLOCK_LEN = 1 << 24
+
+# No file system holds a longer file.
+MAX_FILE_LEN = (1 << 63) - 1
 
 
 class WeakSum(enum.IntEnum):

@@ -207,6 +207,15 @@ def test_deltas_that_do_not_fit_together_are_refused(kernel):
         compose(MAGIC + b"\0", MAGIC + copy(0, 1) + b"\0", kernel=kernel)
 
 
+def test_a_delta_of_a_file_that_is_longer_than_any_can_be_is_refused(kernel):
+    longer = MAGIC + copy(1, (1 << 63) - 2) * 4 + b"\0"
+    change = MAGIC + copy(0, 1) + b"\0"
+    with pytest.raises(DeltaFormatError, match="makes a file of"):
+        compose(longer, change, kernel=kernel)
+    longest = MAGIC + copy(1, (1 << 63) - 2) + copy(0, 1) + b"\0"
+    assert list(Delta.from_bytes(compose(longest, change, kernel=kernel))) == [Copy(1, 1)]
+
+
 def test_a_literal_repeated_by_the_second_delta_stops_at_the_limit(kernel):
     first = MAGIC + b"\x43" + (50_000).to_bytes(4, "big") + noise(50_000) + b"\0"
     second = MAGIC + copy(0, 50_000) * 1000 + b"\0"
