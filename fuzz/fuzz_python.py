@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 
 from incremental_backups_tools.delta import (
     Delta,
@@ -27,6 +28,8 @@ from incremental_backups_tools.delta import (
     patch,
     signature,
 )
+from incremental_backups_tools.delta.composition import compose_commands
+from incremental_backups_tools.delta.streams import reader_at
 from incremental_backups_tools.exceptions import DeltaFormatError, LimitExceededError, SignatureFormatError
 
 KERNELS = (_native, _twin)
@@ -77,6 +80,19 @@ def agree(call: Callable[[object], object]) -> object:
     return results[0]
 
 
+def commands_of(deltas: list[bytes], kernel: object) -> object:
+    """What deltas come to, with the places of literals in all of them together."""
+    held = io.BytesIO(b"".join(deltas))
+    places = list(zip(accumulate(map(len, deltas), initial=0), map(len, deltas), strict=False))
+    composed = compose_commands(reader_at(held), places, max_commands=LIMIT, kernel=kernel)
+    return None if composed is None else [command for batch in composed.batches() for command in batch]
+
+
+def made_by(basis: bytes, literals: bytes, commands: list[tuple[int, int, int]]) -> bytes:
+    sources = (literals, basis)
+    return b"".join(sources[kind][offset : offset + length] for kind, offset, length in commands)
+
+
 def run_round(rng: random.Random) -> None:
     first = make_file(rng)
     second = edit(rng, first)
@@ -90,6 +106,7 @@ def run_round(rng: random.Random) -> None:
     assert agree(lambda kernel: patch(first, one, kernel=kernel)) == second
     both = agree(lambda kernel: compose(one, two, kernel=kernel))
     assert agree(lambda kernel: patch(first, both, kernel=kernel)) == third
+    assert made_by(first, one + two, agree(lambda kernel: commands_of([one, two], kernel))) == third
     exact = agree(lambda kernel: exact_delta(first, second, kernel=kernel))
     assert patch(first, exact) == second
     out = io.BytesIO()
@@ -100,6 +117,8 @@ def run_round(rng: random.Random) -> None:
     agree(lambda kernel: patch(first, bad_one, max_output=LIMIT, kernel=kernel))
     agree(lambda kernel: compose(bad_one, two, max_output=LIMIT, kernel=kernel))
     agree(lambda kernel: compose(one, bad_two, max_output=LIMIT, kernel=kernel))
+    agree(lambda kernel: commands_of([bad_one, two], kernel))
+    agree(lambda kernel: commands_of([one, bad_two], kernel))
     agree(lambda kernel: list(Delta.from_bytes(bad_one, kernel=kernel)))
     bad_sums = mutate(rng, sums)
     if int.from_bytes(bad_sums[4:8], "big") < 1 << 16:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+ContentT = TypeVar("ContentT", bound=Sequence[int])
 
 
-class FrameCache:
+class FrameCache(Generic[ContentT]):
     """The frames used last, of any number of volumes. Safe to share between threads.
 
     Args:
@@ -17,9 +21,9 @@ class FrameCache:
         self._max_len = max_len
         self._len = 0
         self._lock = threading.Lock()
-        self._frames: OrderedDict[tuple[object, int], bytes] = OrderedDict()
+        self._frames: OrderedDict[tuple[object, int], ContentT] = OrderedDict()
 
-    def get(self, volume: object, index: int) -> bytes | None:
+    def get(self, volume: object, index: int) -> ContentT | None:
         """The content of a frame, None where it is not here."""
         with self._lock:
             content = self._frames.get((volume, index))
@@ -27,10 +31,11 @@ class FrameCache:
                 self._frames.move_to_end((volume, index))
             return content
 
-    def put(self, volume: object, index: int, content: bytes) -> None:
+    def put(self, volume: object, index: int, content: ContentT) -> None:
         """Keep a frame, and let go of those that were not used for longest."""
         with self._lock:
-            self._len += len(content) - len(self._frames.pop((volume, index), b""))
+            self._drop(volume, index)
+            self._len += len(content)
             self._frames[volume, index] = content
             while self._len > self._max_len and len(self._frames) > 1:
                 self._len -= len(self._frames.popitem(last=False)[1])
@@ -38,4 +43,9 @@ class FrameCache:
     def drop(self, volume: object, index: int) -> None:
         """Let go of a frame."""
         with self._lock:
-            self._len -= len(self._frames.pop((volume, index), b""))
+            self._drop(volume, index)
+
+    def _drop(self, volume: object, index: int) -> None:
+        content = self._frames.pop((volume, index), None)
+        if content is not None:
+            self._len -= len(content)

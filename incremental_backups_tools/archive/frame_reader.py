@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -33,6 +34,19 @@ class LoadedFrame:
     content: bytes | BackupError
 
 
+@dataclass(frozen=True, slots=True)
+class RawFrame:
+    """A frame as it lies."""
+
+    reader: FrameReader
+    index: int
+    raw: bytes
+
+    def keep(self) -> None:
+        """Decompress it for those who will read it; in any thread. That it is damaged they will be told."""
+        self.reader.keep_raw(self)
+
+
 class FrameReader:
     """Reads the frames of one volume. Safe to share between threads if *read_range* is.
 
@@ -48,7 +62,7 @@ class FrameReader:
         table: SeekTable,
         *,
         name: str,
-        cache: FrameCache,
+        cache: FrameCache[bytes],
     ) -> None:
         self._read_range = read_range
         self._table = table
@@ -78,6 +92,22 @@ class FrameReader:
     def drop(self, loaded: LoadedFrame) -> None:
         """Have it no more."""
         self._cache.drop(self, loaded.index)
+
+    def raw(self, index: int) -> RawFrame:
+        """A frame that is not decompressed yet.
+
+        Raises:
+            IntegrityError: the volume ends within it.
+            BackupError: as *read_range*.
+        """
+        frame = self._table.frame(index)
+        return RawFrame(self, index, fetch(self._read_range, frame.offset, frame.length, name=self._name))
+
+    def keep_raw(self, raw: RawFrame) -> None:
+        """As :meth:`keep`, of one that is decompressed first; not of one that is damaged."""
+        with suppress(BackupError):
+            content = self._decompress(self._table.frame(raw.index), memoryview(raw.raw))
+            self._cache.put(self, raw.index, content)
 
     def _loads(self, indexes: Iterable[int]) -> Iterator[tuple[int, Frame, _Load]]:
         """Each frame with what loads it."""

@@ -6,11 +6,10 @@ import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from incremental_backups_tools.archive.frame_cache import FrameCache
-from incremental_backups_tools.archive.frame_reader import FrameReader, LoadedFrame, fetch
+from incremental_backups_tools.archive.frame_reader import FrameReader, LoadedFrame, RawFrame, fetch
 from incremental_backups_tools.archive.seek_table import (
     FOOTER_LEN,
     Frame,
@@ -63,7 +62,7 @@ class VolumeReader:
         size: int,
         *,
         name: str,
-        cache: FrameCache | None = None,
+        cache: FrameCache[bytes] | None = None,
     ) -> None:
         self._read_range = read_range
         self._size = size
@@ -72,7 +71,7 @@ class VolumeReader:
             self._table = self._read_table()
         except (ArchiveFormatError, LimitExceededError) as error:
             raise type(error)(f"{name}: {error}") from error
-        own_cache: FrameCache = FrameCache(_CACHE_LEN) if cache is None else cache
+        own_cache: FrameCache[bytes] = FrameCache(_CACHE_LEN) if cache is None else cache
         self._frames = FrameReader(read_range, self._table, name=name, cache=own_cache)
 
     @property
@@ -176,21 +175,8 @@ class VolumeReader:
         return range(self._table.find(offset), self._table.find(offset + length - 1) + 1)
 
     def raw_frame(self, number: int) -> RawFrame:
-        """A frame that will be wanted soon, as it lies.
-
-        Raises:
-            IntegrityError, RepositoryError: it is not there.
-        """
-        frame = self._table.frame(number)
-        return RawFrame(self, number, self._fetch(frame.offset, frame.length))
-
-    def keep_frame(self, number: int, raw: bytes) -> None:
-        """Decompress a frame for those who will read it; one that is damaged they will be told of."""
-        try:
-            content = self._decompress(self._table.frame(number), memoryview(raw))
-        except BackupError:
-            return
-        self._cache.put(self, number, content)
+        """A frame that will be wanted soon, as it lies; see :meth:`FrameReader.raw`."""
+        return self._frames.raw(number)
 
     def frames_for(self, offset: int, length: int) -> tuple[int, int]:
         """Offset and length of the part of the *file* that holds this range of the tar.
@@ -288,19 +274,6 @@ class VolumeReader:
             self._frames.keep(loaded)
         else:
             self._frames.drop(loaded)
-
-
-@dataclass(frozen=True, slots=True)
-class RawFrame:
-    """A frame of a volume as it lies."""
-
-    volume: VolumeReader
-    number: int
-    raw: bytes
-
-    def keep(self) -> None:
-        """Decompress it for those who will read it; in any thread."""
-        self.volume.keep_frame(self.number, self.raw)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Archives:
         self._sizes = {file.name: file.size for header in chain for file in header.files}
         self._readers: OrderedDict[str, VolumeReader] = OrderedDict()
         self._lock = threading.Lock()
-        self._cache: FrameCache = FrameCache(_CACHE_LEN)
+        self._cache: FrameCache[bytes] = FrameCache(_CACHE_LEN)
 
     def read(self, location: Location) -> bytes:
         """The bytes at *location*.

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Final
 
-from incremental_backups_tools.archive.volume_reader import RawFrame
+from incremental_backups_tools.archive.frame_reader import RawFrame
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.exceptions import BackupError
 from incremental_backups_tools.tree.entry import Location

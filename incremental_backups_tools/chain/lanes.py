@@ -114,7 +114,7 @@ class Lanes:
         """Store a whole member."""
         return self._fresh.add(member, data)
 
-    def add_pieces(self, member: TarMember, pieces: Iterable[bytes]) -> Location:
+    def add_pieces(self, member: TarMember, pieces: Iterable[bytes | memoryview]) -> Location:
         """Store a member whose data comes in pieces.
 
         Raises:

@@ -154,6 +154,8 @@ def plan_restore(
 ) -> RestorePlan:
     """Find out what restoring a point in time into an empty directory reads. Nothing is asked to be prepared.
 
+    Of a file with deltas the whole copy counts in full, though parts of it that a delta has replaced may not be read.
+
     Memory grows with the number of gaps between what is read, not with the tree.
 
     Args:

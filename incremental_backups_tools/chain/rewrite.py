@@ -33,10 +33,11 @@ from incremental_backups_tools.archive.members import (
 from incremental_backups_tools.archive.sparse_map import encode_sparse_map
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
+from incremental_backups_tools.chain.deltas import open_composed
 from incremental_backups_tools.chain.draft import Draft, describe
 from incremental_backups_tools.chain.lanes import Lanes, choose_lanes, files_of
 from incremental_backups_tools.chain.policy import delta_pays
-from incremental_backups_tools.chain.rebuild import iter_content, open_composed
+from incremental_backups_tools.chain.rebuild import iter_content
 from incremental_backups_tools.chain.recording import Placement
 from incremental_backups_tools.chain.resolve import (
     ChainState,
@@ -436,7 +437,7 @@ class _Rewriting:
                     )
 
 
-def _iter_proven(resolved: ResolvedEntry, archives: Archives) -> Iterator[bytes]:
+def _iter_proven(resolved: ResolvedEntry, archives: Archives) -> Iterator[bytes | memoryview]:
     """The content of a file, which at its end turns out to be what its digest promises, or an IntegrityError."""
     hasher = blake3()
     for piece in iter_content(resolved, archives):
@@ -456,12 +457,12 @@ def _stored_len(entry: Entry) -> int:
     return entry.size if entry.sparse is None else data_len(entry.sparse)
 
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+def _chain(first: bytes, rest: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     yield first
     yield from rest
 
 
-def _without_holes(content: Iterator[bytes], extents: Extents) -> Iterator[bytes]:
+def _without_holes(content: Iterator[bytes | memoryview], extents: Extents) -> Iterator[bytes | memoryview]:
     """Of a whole content what lies in *extents*."""
     position = 0
     spans = iter(extents)

@@ -193,7 +193,9 @@ class _Salvage:
             on_failed=lambda entry, error: self._fail(entry.path, error),
         )
 
-    def _write(self, writer: TreeWriter, resolved: ResolvedEntry, content: Iterator[bytes]) -> bool:
+    def _write(
+        self, writer: TreeWriter, resolved: ResolvedEntry, content: Iterator[bytes | memoryview]
+    ) -> bool:
         """Write one name; return whether that went well. What lies above it is made where it is missing."""
         entry = resolved.entry
         try:
@@ -365,7 +367,7 @@ class _Salvage:
 
 def _content_of(
     entry: Entry, member: TarMember, reader: VolumeReader, offset: int
-) -> tuple[Entry, Callable[[], Iterator[bytes]]]:
+) -> tuple[Entry, Callable[[], Iterator[bytes | memoryview]]]:
     """The entry of a member with what its data tells of it, and a way to read its content."""
     if not is_sparse(member):
         return entry, partial(reader.iter_range, offset, member.size)
@@ -378,7 +380,7 @@ def _content_of(
             f"{map_len + data_len(extents)}"
         )
 
-    def content() -> Iterator[bytes]:
+    def content() -> Iterator[bytes | memoryview]:
         return iter_expanded(reader.iter_range(offset + map_len, member.size - map_len), extents)
 
     return msgspec.structs.replace(entry, size=mapped_size(extents), sparse=extents), content

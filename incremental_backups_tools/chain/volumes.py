@@ -150,7 +150,7 @@ class VolumeSet:
         writer = self._room_for(member.size)
         return Location(self._open_name, writer.begin(member), member.size)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Data of the begun member."""
         if self._comparison is not None:
             self._comparison.feed(chunk)

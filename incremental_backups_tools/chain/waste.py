@@ -18,8 +18,8 @@ from operator import itemgetter
 from typing import Final
 
 from incremental_backups_tools.chain.archives import Archives
+from incremental_backups_tools.chain.deltas import open_composed
 from incremental_backups_tools.chain.lanes import files_of
-from incremental_backups_tools.chain.rebuild import open_composed
 from incremental_backups_tools.chain.resolve import ChainState, RunEntry, resolve_run
 from incremental_backups_tools.chain.state import StateHeader, StateLine
 from incremental_backups_tools.repository.layout import Role

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from incremental_backups_tools.delta.kernels import Kernel
 
-__all__ = ["patch"]
+__all__ = ["check_copies", "patch"]
 
 _BUFFER_LEN = 256 * 1024
 _RESERVE_MIN = 8 * 1024 * 1024
@@ -92,7 +92,7 @@ def _apply(basis: BinaryIO, commands: CommandReader, out: BinaryIO, max_output: 
     reservation = Reservation(out)
     written = 0
     for batch in commands.batches():
-        _check_copies(batch, basis_len)
+        check_copies(batch, basis_len)
         # What a literal promises may not be there: room is made for copies, which were checked.
         total = written + sum(length for kind, _, length in batch if kind == COPY)
         if total >= _RESERVE_MIN and (max_output is None or total <= max_output):
@@ -114,7 +114,12 @@ def _apply(basis: BinaryIO, commands: CommandReader, out: BinaryIO, max_output: 
     return written
 
 
-def _check_copies(batch: list[tuple[int, int, int]], basis_len: int) -> None:
+def check_copies(batch: list[tuple[int, int, int]], basis_len: int) -> None:
+    """Make sure that commands, as (kind, offset, length), copy nothing that is not in a basis of *basis_len* bytes.
+
+    Raises:
+        DeltaFormatError: one does.
+    """
     for kind, offset, length in batch:
         if kind == COPY and offset + length > basis_len:
             raise DeltaFormatError(

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from _typeshed import WriteableBuffer
     from typing_extensions import Buffer
 
 __all__ = [
     "FileOrBuffer",
+    "Part",
     "Reservation",
     "open_seekable",
     "open_stream",
@@ -97,6 +99,42 @@ def reader_at(file: BinaryIO) -> Callable[[int, memoryview], int]:
         return read_into(file, buffer)
 
     return read_at
+
+
+class Part(io.RawIOBase):
+    """A part of what can be read at any place, as a file.
+
+    Args:
+        read_at: as :func:`reader_at` gives it.
+        start, length: where the part lies.
+    """
+
+    def __init__(self, read_at: Callable[[int, memoryview], int], start: int, length: int) -> None:
+        self._read_at = read_at
+        self._start = start
+        self._length = length
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._offset
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._length}[whence]
+        self._offset = base + offset
+        return self._offset
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), self._length - self._offset))
+        count = self._read_at(self._start + self._offset, view[:length]) if length else 0
+        self._offset += count
+        return count
 
 
 def write_all(file: BinaryIO, data: Buffer) -> None:

@@ -15,7 +15,7 @@ from support.stories import Story
 from support.trees import assert_same_tree
 
 from incremental_backups_tools import full_backup, incremental_backup, restore_backup, verify
-from incremental_backups_tools.archive.volume_reader import VolumeReader
+from incremental_backups_tools.archive.frame_reader import RawFrame
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.index_cache import parse_resolved
 from incremental_backups_tools.chain.line_search import iter_record_frames, read_frame_table
@@ -103,13 +103,13 @@ def test_the_increment_is_the_same_whatever_number_of_threads_made_it(tmp_path: 
 
 def when_frames_are_decompressed(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Do *action* before a worker decompresses a frame with old versions, so that the pass is far ahead of that."""
-    real = VolumeReader.keep_frame
+    real = RawFrame.keep
 
-    def hooked(self: VolumeReader, number: int, raw: bytes) -> None:
+    def hooked(self: RawFrame) -> None:
         action()
-        real(self, number, raw)
+        real(self)
 
-    monkeypatch.setattr(VolumeReader, "keep_frame", hooked)
+    monkeypatch.setattr(RawFrame, "keep", hooked)
 
 
 def test_directories_that_are_lost_meanwhile_lose_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,16 @@ def test_memory_does_not_grow_with_the_size_of_a_file(tmp_path: Path) -> None:
         assert peak_kib(source, tmp_path / "repository", action) < 150 * 1024
         with (source / "large").open("r+b") as file:
             file.write(b"edited " + action.encode())
+
+
+def test_memory_does_not_grow_with_how_a_file_was_changed(tmp_path: Path) -> None:
+    """A delta of copies from all over the old file: what they were read from must not pile up."""
+    source = tmp_path / "source"
+    source.mkdir()
+    chance = random.Random(1)
+    blocks = [number.to_bytes(4, "big") * 1024 + bytes(range(256)) * 240 for number in range(3000)]
+    for action in ("full", "incremental"):
+        (source / "large").write_bytes(b"".join(blocks))
+        assert peak_kib(source, tmp_path / "repository", action) < 150 * 1024
+        chance.shuffle(blocks)
+    assert peak_kib(source, tmp_path / "repository", "restore") < 150 * 1024

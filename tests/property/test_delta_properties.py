@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +24,9 @@ from incremental_backups_tools.delta import (
     patch,
     signature,
 )
+from incremental_backups_tools.delta.composition import compose_commands
+from incremental_backups_tools.delta.piecewise import iter_patched
+from incremental_backups_tools.delta.streams import reader_at
 from incremental_backups_tools.exceptions import DeltaFormatError, LimitExceededError, SignatureFormatError
 
 KERNELS = (_native, _twin)
@@ -122,6 +125,26 @@ def test_composing_a_chain_is_patching_along_it(versions, block_len):
         for step in reversed(steps[:-1]):
             backward = compose(step, backward, kernel=kernel)
         assert patch(versions[0], forward) == patch(versions[0], backward) == versions[-1]
+        assert b"".join(iter_patched(InMemory(versions[0]), program_of(steps, kernel))) == versions[-1]
+
+
+class InMemory:
+    """A basis that is held."""
+
+    def __init__(self, data):
+        self.data = data
+        self.length = len(data)
+
+    def iter_range(self, offset, length):
+        return iter((self.data[offset : offset + length],))
+
+
+def program_of(steps, kernel):
+    """The commands of all deltas as one."""
+    held = io.BytesIO(b"".join(steps))
+    starts = accumulate(map(len, steps), initial=0)
+    places = list(zip(starts, map(len, steps), strict=False))
+    return compose_commands(reader_at(held), places, max_commands=10_000, kernel=kernel)
 
 
 commands = st.one_of(

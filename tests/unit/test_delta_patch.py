@@ -11,6 +11,8 @@ import random
 import pytest
 
 from incremental_backups_tools.delta import Copy, Delta, Literal, Signature, compose, delta, patch, signature
+from incremental_backups_tools.delta._twin import COPY
+from incremental_backups_tools.delta.composition import compose_commands
 from incremental_backups_tools.exceptions import DeltaFormatError, FormatError, LimitExceededError
 
 MAGIC = b"rs\x026"
@@ -212,8 +214,54 @@ def test_a_delta_of_a_file_that_is_longer_than_any_can_be_is_refused(kernel):
     change = MAGIC + copy(0, 1) + b"\0"
     with pytest.raises(DeltaFormatError, match="makes a file of"):
         compose(longer, change, kernel=kernel)
+    with pytest.raises(DeltaFormatError, match="makes a file of"):
+        composed_commands([longer, change], kernel)
     longest = MAGIC + copy(1, (1 << 63) - 2) + copy(0, 1) + b"\0"
     assert list(Delta.from_bytes(compose(longest, change, kernel=kernel))) == [Copy(1, 1)]
+    assert composed_commands([longest, change], kernel) == [(COPY, 1, 1)]
+
+
+def composed_commands(deltas, kernel, *, max_commands=1000):
+    """What they come to as a program; a literal as what it holds."""
+    buffer = b"between".join(deltas)
+    starts = [sum(map(len, deltas[:number])) + 7 * number for number in range(len(deltas))]
+
+    def read_at(offset, view):
+        found = buffer[offset : offset + len(view)]
+        view[: len(found)] = found
+        return len(found)
+
+    places = list(zip(starts, map(len, deltas), strict=True))
+    composed = compose_commands(read_at, places, max_commands=max_commands, kernel=kernel)
+    if composed is None:
+        return None
+    return [
+        (kind, offset, length) if kind == COPY else buffer[offset : offset + length]
+        for batch in composed.batches()
+        for kind, offset, length in batch
+    ]
+
+
+def test_composed_commands_name_places_and_join_what_continues(kernel):
+    change = MAGIC + copy(100, 50) + copy(150, 50) + b"\x02ab" + b"\x02cd" + b"\0"
+    again = MAGIC + copy(0, 60) + copy(60, 42) + copy(102, 2) + b"\x01!" + b"\0"
+    assert composed_commands([change, again], kernel) == [(COPY, 100, 100), b"ab", b"cd", b"!"]
+    assert composed_commands([MAGIC + b"\0"], kernel) == []
+    with pytest.raises(DeltaFormatError, match="second delta"):
+        composed_commands([MAGIC + b"\x03abc\0", MAGIC + copy(1, 3) + b"\0"], kernel)
+    for deltas in ([change[:-1], again], [change, again + b"\0"], [b"", again]):
+        with pytest.raises(DeltaFormatError):
+            composed_commands(deltas, kernel)
+
+
+def test_more_commands_than_may_be_held_are_not(kernel):
+    change = MAGIC + (copy(0, 1) + b"\x01!") * 10 + b"\0"
+    twice = MAGIC + copy(0, 20) * 2 + b"\0"
+    assert composed_commands([change], kernel, max_commands=19) is None
+    assert len(composed_commands([change], kernel, max_commands=20)) == 20
+    assert composed_commands([change, twice], kernel, max_commands=39) is None
+    assert len(composed_commands([change, twice], kernel, max_commands=40)) == 40
+    assert composed_commands([change, MAGIC + copy(0, 1) + b"\0"], kernel, max_commands=19) is None
 
 
 def test_a_literal_repeated_by_the_second_delta_stops_at_the_limit(kernel):
