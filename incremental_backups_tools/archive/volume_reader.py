@@ -118,6 +118,7 @@ class VolumeReader:
         results: list[bytes | memoryview | BackupError] = [b""] * len(ranges)
         spans: list[tuple[int, int, int]] = []  # first frame, last frame, position in *ranges*
         wanted: set[int] = set()
+        ends: dict[int, int] = {}  # up to where a frame is read in which a range ends
         for position, (offset, length) in enumerate(ranges):
             try:
                 self._check_range(offset, length)
@@ -128,10 +129,9 @@ class VolumeReader:
                 first, last = self._table.find(offset), self._table.find(offset + length - 1)
                 spans.append((first, last, position))
                 wanted.update(range(first, last + 1))
+                if ends.get(last, 0) < offset + length:
+                    ends[last] = offset + length
         spans.sort()
-        ends: dict[int, int] = {}
-        for _, last, position in spans:
-            ends[last] = max(ends.get(last, 0), sum(ranges[position]))
         frames = self._frames.iter_frames(sorted(wanted))
         is_viewed = len(wanted) <= _MAX_VIEWED_FRAMES
         held: dict[int, LoadedFrame] = {}

@@ -31,19 +31,25 @@ class Contents:
 
     def __init__(self, archives: Archives) -> None:
         self._archives = archives
-        self._last: tuple[str, VolumeReader] | None = None
+        # Of the frame that was asked for last: its volume and number, and which bytes of the tar it holds.
+        self._last: tuple[str, int] | None = None
+        self._start = self._end = 0
 
     def place_of(self, resolved: ResolvedEntry, /) -> tuple[str, int] | None:
         """The frame that a file's whole copy ends in; None for one of several pieces."""
         if len(resolved.data) != 1 or not resolved.data[0].length:
             return None
         [location] = resolved.data
-        try:
-            if self._last is None or self._last[0] != location.file:
-                self._last = location.file, self._archives.reader(location.file)
-            return location.file, self._last[1].frame_number(location.offset + location.length - 1)
-        except BackupError:
-            return None  # whoever reads it will be told
+        last = location.offset + location.length - 1
+        if self._last is None or self._last[0] != location.file or not self._start <= last < self._end:
+            try:
+                reader = self._archives.reader(location.file)
+                number, frame = reader.frame_number(last), reader.frame_at(last)
+            except BackupError:
+                return None  # whoever reads it will be told
+            self._last = location.file, number
+            self._start, self._end = frame.tar_offset, frame.tar_offset + frame.tar_len
+        return self._last
 
     def read_small(self, resolved: Sequence[ResolvedEntry], /) -> Sequence[bytes | memoryview | BackupError]:
         """The whole contents of files of which each may be held in memory."""

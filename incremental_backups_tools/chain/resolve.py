@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -55,8 +55,7 @@ class ResolvedEntry(msgspec.Struct, frozen=True):
         return self.entry.path
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(msgspec.Struct, frozen=True):
     """A path at one level of the chain. What lies before its own locations is the version *base* names.
 
     Attributes:
@@ -273,7 +272,7 @@ class _Resolver:
         entry, old = line.entry, current.entry
         if (entry.link_of, content_identity(entry)) != (old.link_of, content_identity(old)):
             raise self._contradiction(line, level, "changes content where it says metadata")
-        return replace(current, entry=entry)
+        return msgspec.structs.replace(current, entry=entry)
 
     def _with_content(self, current: _Version | None, line: StateLine, level: int) -> _Version:
         entry = line.entry

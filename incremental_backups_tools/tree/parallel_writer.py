@@ -80,7 +80,7 @@ class Contents(Protocol[SourceT_contra]):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _SmallFile(Generic[SourceT]):
     """A file of a batch.
 
