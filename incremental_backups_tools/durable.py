@@ -38,6 +38,8 @@ _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 )
 
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+
 # What fsync(2) of a directory answers where the file system has nothing to synchronise there.
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -313,3 +315,14 @@ def sync_filesystem(descriptor: int) -> None:
     elif syncfs(descriptor) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def begin_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Let a range of a file be written to its disk from now on: sync_file_range(2). Nothing is durable by that.
+
+    A hint: where it fails, or the C library lacks it, the flush that follows does everything, and says what is wrong.
+    """
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+        call(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)

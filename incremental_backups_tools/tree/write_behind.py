@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from incremental_backups_tools.durable import begin_writeback
 from incremental_backups_tools.idle import IdleWorkers, Offer
 
+# So much of a file at a time is on its way to the disk while the rest is made.
+_WRITEBACK_LEN: Final = 16 << 20
 # A shorter piece is written sooner than it is handed to another thread.
 _MIN_LEN: Final = 1 << 18
+
+
+class FileWriter:
+    """Writes a new file from front to back.
+
+    Args:
+        fd: an empty regular file, opened for writing.
+        is_flushed: somebody will wait for it to be on the disk. The disk begins before that.
+    """
+
+    def __init__(self, fd: int, *, is_flushed: bool) -> None:
+        self._fd = fd
+        self._is_flushed = is_flushed
+        self._begun = self._end = 0
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Append *piece*, whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._end += len(piece)
+        if self._is_flushed and self._end - self._begun >= _WRITEBACK_LEN:
+            begin_writeback(self._fd, self._begun, self._end - self._begun)
+            self._begun = self._end
 
 
 class WriteBehind:

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from blake3 import blake3
@@ -42,7 +41,7 @@ from incremental_backups_tools.tree.entry import (
 )
 from incremental_backups_tools.tree.metadata import MetadataApplier
 from incremental_backups_tools.tree.sparse import SparseWriter
-from incremental_backups_tools.tree.write_behind import WriteBehind
+from incremental_backups_tools.tree.write_behind import FileWriter, WriteBehind
 
 # Errors of the whole file system: going on with the next file would only repeat them.
 FATAL_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
@@ -213,7 +212,7 @@ class TreeWriter:
     ) -> None:
         hasher = blake3()
         size = 0
-        with closing(WriteBehind(_writer_of(fd, entry), idle)) as behind:
+        with closing(WriteBehind(self._writer_of(fd, entry), idle)) as behind:
             for chunk in chunks:
                 size += len(chunk)
                 if size > entry.size:
@@ -222,6 +221,13 @@ class TreeWriter:
                 hasher.update(chunk)
             behind.flush()
         check_content(entry, size, hasher)
+
+    def _writer_of(self, fd: int, entry: Entry) -> Callable[[bytes | memoryview], object]:
+        """What writes the next piece of a file that is empty so far."""
+        if entry.sparse is None:
+            return FileWriter(fd, is_flushed=self._durable).write
+        os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
+        return SparseWriter(fd, entry.sparse).write
 
     def special(self, entry: Entry) -> None:
         """Make a symlink, FIFO or device node.
@@ -444,20 +450,6 @@ class TreeWriter:
     def _discard(self, temporary_path: bytes) -> None:
         self._destination.remove(temporary_path)
         self._temporaries.pop(temporary_path, None)
-
-
-def _writer_of(fd: int, entry: Entry) -> Callable[[bytes | memoryview], object]:
-    """What writes the next piece of a file that is empty so far."""
-    if entry.sparse is None:
-        return partial(_write_whole, fd)
-    os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
-    return SparseWriter(fd, entry.sparse).write
-
-
-def _write_whole(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def check_content(entry: Entry, size: int, hasher: blake3) -> None:

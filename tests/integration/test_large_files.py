@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.chains import KEY, Chain
+from support.command import run_ibt
 from support.faults import tmpfs
 from support.trees import assert_same_tree, fingerprint
 
@@ -140,6 +141,19 @@ def test_however_copies_jump_the_old_version_is_read_about_once(
     (full,) = chain.repository.glob("source/*.full.*")
     assert 20 * MIB < sum(store.read_of_full) < 1.25 * full.stat().st_size + 8 * MIB
     assert len(store.read_of_full) < 24
+
+
+@pytest.mark.parametrize(("fsync", "is_early"), [("on", True), ("off", False)])
+def test_what_must_be_on_the_disk_begins_to_get_there_early(
+    tmp_path: Path, chain: Chain, fsync: str, is_early: bool
+) -> None:
+    log = tmp_path / "log"
+    run_ibt(
+        *("restore", "--fsync", fsync, "-r", chain.repository, KEY, tmp_path / "dest", "dense"),
+        prefix=("strace", "-f", "-qq", "-e", "trace=sync_file_range,renameat", "-o", str(log)),
+    )
+    calls = log.read_text().partition("renameat(")[0]
+    assert ("sync_file_range(" in calls) == is_early
 
 
 @pytest.mark.parametrize("threads", [1, 3])

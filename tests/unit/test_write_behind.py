@@ -1,14 +1,18 @@
-"""Pieces that another thread writes: in order, one at a time, and none after the end."""
+"""Pieces that are written: in order, one at a time, and by another thread none after the end."""
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from incremental_backups_tools.durable import begin_writeback
 from incremental_backups_tools.idle import IdleWorkers
-from incremental_backups_tools.tree.write_behind import WriteBehind
+from incremental_backups_tools.tree.write_behind import FileWriter, WriteBehind
 
 LONG = 1 << 20
 
@@ -31,6 +35,27 @@ def test_pieces_are_written_in_order_and_one_at_a_time(threads: int) -> None:
         behind.flush()
         assert written == pieces
         behind.close()
+
+
+@pytest.mark.parametrize("is_flushed", [True, False])
+def test_a_file_is_written_whole_and_nothing_else_changes(tmp_path: Path, is_flushed: bool) -> None:
+    content = random.Random(1).randbytes(50 * LONG)
+    with (tmp_path / "file").open("wb") as file:
+        writer = FileWriter(file.fileno(), is_flushed=is_flushed)
+        for start in range(0, len(content), 700_000):
+            writer.write(memoryview(content)[start : start + 700_000])
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_descriptor_whose_writeback_cannot_begin_is_no_error(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        begin_writeback(file.fileno(), -1, 5)
+    reading, writing = os.pipe()
+    try:
+        begin_writeback(writing, 0, 10)
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_what_failed_is_told_by_the_next_call() -> None:
