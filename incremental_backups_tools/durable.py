@@ -38,7 +38,9 @@ _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 )
 
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+# SYNC_FILE_RANGE_WAIT_BEFORE and so on, of linux/fs.h.
+_SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4
+_NO_SYNC_FILE_RANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP})
 
 # What fsync(2) of a directory answers where the file system has nothing to synchronise there.
 _NO_DIRECTORY_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -322,7 +324,30 @@ def begin_writeback(descriptor: int, offset: int, length: int) -> None:
 
     A hint: where it fails, or the C library lacks it, the flush that follows does everything, and says what is wrong.
     """
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if call is not None:
-        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-        call(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
+    _sync_file_range(descriptor, offset, length, _SYNC_WRITE)
+
+
+def finish_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Wait until a range of a file is written, and let the system's cache do without it. Nothing is durable by that.
+
+    What cannot be done is left undone.
+
+    Raises:
+        OSError: the disk did not take it. Nobody else is told: neither who flushes the file by this descriptor.
+    """
+    number = _sync_file_range(descriptor, offset, length, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER)
+    if number in _NO_SYNC_FILE_RANGE:
+        return
+    if number:
+        raise OSError(number, os.strerror(number))
+    with suppress(OSError):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> int:
+    """The number of the error, 0 where there is none."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if call is None:
+        return errno.ENOSYS
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return 0 if call(descriptor, offset, length, flags) == 0 else ctypes.get_errno()

@@ -40,7 +40,6 @@ from incremental_backups_tools.tree.entry import (
     printable,
 )
 from incremental_backups_tools.tree.metadata import MetadataApplier
-from incremental_backups_tools.tree.sparse import SparseWriter
 from incremental_backups_tools.tree.write_behind import FileWriter, WriteBehind
 
 # Errors of the whole file system: going on with the next file would only repeat them.
@@ -212,7 +211,10 @@ class TreeWriter:
     ) -> None:
         hasher = blake3()
         size = 0
-        with closing(WriteBehind(self._writer_of(fd, entry), idle)) as behind:
+        writer = FileWriter(fd, entry.sparse, is_flushed=self._durable)
+        if entry.sparse is not None:
+            os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
+        with closing(WriteBehind(writer.write, idle)) as behind:
             for chunk in chunks:
                 size += len(chunk)
                 if size > entry.size:
@@ -221,13 +223,6 @@ class TreeWriter:
                 hasher.update(chunk)
             behind.flush()
         check_content(entry, size, hasher)
-
-    def _writer_of(self, fd: int, entry: Entry) -> Callable[[bytes | memoryview], object]:
-        """What writes the next piece of a file that is empty so far."""
-        if entry.sparse is None:
-            return FileWriter(fd, is_flushed=self._durable).write
-        os.ftruncate(fd, entry.size)  # what the file system cannot hold, it says now
-        return SparseWriter(fd, entry.sparse).write
 
     def special(self, entry: Entry) -> None:
         """Make a symlink, FIFO or device node.
