@@ -24,7 +24,7 @@ from incremental_backups_tools.repository.layout import is_key
 from incremental_backups_tools.tree.diff import DELETED, classify, merge_join
 from incremental_backups_tools.tree.entry import FILE, Entry
 from incremental_backups_tools.tree.links import HardLinks
-from incremental_backups_tools.tree.metadata import capture, type_of
+from incremental_backups_tools.tree.metadata import capture, capture_unread, type_of
 from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.source import Source, walk_source
 from incremental_backups_tools.tree.sparse import iter_zeros
@@ -210,6 +210,11 @@ class _Digest:
 def _live_entry(found: Found, links: HardLinks, keep_len: int) -> LiveEntry:
     link_of = links.earlier_link(found.rel_path, found.stat)
     if type_of(found.stat.st_mode) != FILE or link_of is not None:
-        return LiveEntry(capture(found, found.stat, link_of=link_of))
-    digest, _, _ = read_stable(found, functools.partial(_Digest, found, keep_len))
-    return digest.live_entry()
+        live = LiveEntry(capture_unread(found, link_of=link_of))
+    else:
+        digest, _, stable = read_stable(found, functools.partial(_Digest, found, keep_len))
+        live = digest.live_entry()
+        if not stable:
+            links.forget(found.rel_path, found.stat)
+    links.confirm(found.rel_path, found.stat, live.entry)
+    return live

@@ -38,7 +38,7 @@ from incremental_backups_tools.tree.entry import (
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
 from incremental_backups_tools.tree.listing import make_reader
-from incremental_backups_tools.tree.metadata import capture, type_of
+from incremental_backups_tools.tree.metadata import capture_unread, type_of
 from incremental_backups_tools.tree.read_ahead import ReadAhead, ReadFile, ReadFiles
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import AnyWalk, Found, Passed
@@ -298,7 +298,12 @@ class Packer:
             return
         is_linked = found.stat.st_nlink > 1
         entry = resolved.entry
-        if is_linked and entry.link_of is None and entry.type == FILE:
+        if (
+            is_linked
+            and entry.link_of is None
+            and self._links.confirm(found.rel_path, found.stat, entry)
+            and entry.type == FILE
+        ):
             self._link_targets[entry.path] = resolved
         resolved = resolved.with_entry(for_next_time(resolved.entry, now_ns))
         was = before.entry if before is not None else None
@@ -370,16 +375,16 @@ class Packer:
 
     def _special(self, found: Found, before: ResolvedEntry | None, link_of: bytes | None) -> ResolvedEntry:
         """Store a directory, symlink, FIFO, device node or hard link; return what it resolves to."""
-        try:
-            entry = capture(found, found.stat, link_of=link_of)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{printable(found.rel_path)}: cannot read its metadata: {error}") from error
-        resolved = ResolvedEntry(entry)
-        if entry.link_of is not None and entry.type == FILE:
-            target = self._link_targets.get(entry.link_of)
+        if link_of is not None and type_of(found.stat.st_mode) == FILE:
+            target = self._link_targets.get(link_of)
             if target is None:
-                raise SourceError(f"{printable(entry.path)}: the file it is a hard link of could not be read")
-            resolved = target.with_entry(entry)
+                raise SourceError(
+                    f"{printable(found.rel_path)}: the file it is a hard link of could not be read"
+                )
+            resolved = target.with_entry(_further_name(target.entry, link_of, found))
+        else:
+            resolved = ResolvedEntry(capture_unread(found, link_of=link_of))
+        entry = resolved.entry
         op = classify(entry, before.entry if before is not None else None)
         if op not in (None, METADATA) and self._is_archived(entry):
             self._whole.add(special_member(entry))
@@ -404,6 +409,27 @@ def _compare(found: Found | None, old: CachedEntry | None) -> int:
         return 1 if found is None else -1
     left, right = sort_key(found.rel_path), sort_key(old.path)
     return (left > right) - (left < right)
+
+
+def _further_name(entry: Entry, link_of: bytes, found: Found) -> Entry:
+    """The entry of a hard link of a file whose inode has been read: what its name leads to by now does not matter."""
+    return Entry(
+        path=found.rel_path,
+        type=FILE,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        user=entry.user,
+        group=entry.group,
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
+        link_of=link_of,
+        xattrs=entry.xattrs,
+        acl=entry.acl,
+        ctime_ns=found.stat.st_ctime_ns,
+        inode=found.stat.st_ino,
+        dev=found.stat.st_dev,
+    )
 
 
 def _needs_no_look(found: Found, old: Entry, link_of: bytes | None) -> bool:

@@ -39,7 +39,7 @@ from incremental_backups_tools.tree.entry import (
     text_or_b64,
 )
 from incremental_backups_tools.tree.links import HardLinks
-from incremental_backups_tools.tree.metadata import capture, type_of
+from incremental_backups_tools.tree.metadata import capture, capture_unread, type_of
 from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.records import RecordReader, RecordWriter
 from incremental_backups_tools.tree.source import Source, fs_path_of, walk_source
@@ -262,14 +262,17 @@ class _Fingerprint:
 
 
 def _index_entry(found: Found, links: HardLinks) -> IndexedEntry:
-    try:
-        link_of = links.earlier_link(found.rel_path, found.stat)
-        if type_of(found.stat.st_mode) != FILE or link_of is not None:
-            return IndexedEntry(capture(found, found.stat, link_of=link_of))
-        fingerprint, _, stable = read_stable(found, functools.partial(_Fingerprint, found))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{printable(found.rel_path)}: {error}") from error
-    return fingerprint.finish(stable=stable)
+    link_of = links.earlier_link(found.rel_path, found.stat)
+    if type_of(found.stat.st_mode) != FILE or link_of is not None:
+        item = IndexedEntry(capture_unread(found, link_of=link_of))
+    else:
+        try:
+            fingerprint, _, stable = read_stable(found, functools.partial(_Fingerprint, found))
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{printable(found.rel_path)}: {error}") from error
+        item = fingerprint.finish(stable=stable)
+    links.confirm(found.rel_path, found.stat, item.entry)
+    return item
 
 
 def _encode_header(root: str) -> bytes:

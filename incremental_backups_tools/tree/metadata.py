@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.acl import ACL_ACCESS, ACL_DEFAULT, acl_to_text, text_to_acl
 from incremental_backups_tools.tree.entry import (
     BLOCK_DEVICE,
@@ -23,8 +24,10 @@ from incremental_backups_tools.tree.entry import (
     SYMLINK,
     Acl,
     Entry,
+    printable,
 )
 from incremental_backups_tools.tree.read_ahead import ReadFile
+from incremental_backups_tools.tree.reading import MAX_ATTEMPTS, same_file_state
 from incremental_backups_tools.tree.walk import Found
 
 _TYPE_OF_MODE: Final = {
@@ -116,6 +119,38 @@ def capture(
         inode=info.st_ino,
         dev=info.st_dev,
     )
+
+
+def capture_unread(found: Found, *, link_of: bytes | None = None) -> Entry:
+    """The entry of what has no content to be read: anything but a regular file, or a further name of one.
+
+    What is captured by name is looked at once more, so that an entry is never made of two files that had the name one
+    after the other.
+
+    Args:
+        link_of: the name whose hard link it is. Of what is no regular file it is dropped where that turns out not to
+            be so any more.
+
+    Raises:
+        SourceError: it is gone, cannot be read or backed up, or is another one each time; of a further name of a
+            regular file: it is not the file any more that the walk came by.
+    """
+    shown = printable(found.rel_path)
+    info = found.stat
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            entry = capture(found, info, link_of=link_of)
+            if entry.type == DIRECTORY or found.is_remote:
+                return entry
+            after = os.lstat(found.name, dir_fd=found.dir_fd)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{shown}: cannot read its metadata: {error}") from error
+        if same_file_state(info, after):
+            return entry
+        if FILE in (entry.type, type_of(after.st_mode)):
+            break
+        info, link_of = after, None
+    raise SourceError(f"{shown}: changed while it was looked at")
 
 
 def _remote_entry(found: Found, info: os.stat_result, kind: str) -> Entry:

@@ -54,7 +54,7 @@ from incremental_backups_tools.tree.entry import (
 )
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
-from incremental_backups_tools.tree.metadata import capture, type_of
+from incremental_backups_tools.tree.metadata import capture, capture_unread, type_of
 from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.sparse import iter_zeros
 from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
@@ -195,7 +195,8 @@ class _Update:
             self._count(old, kind, found.stat)
             return
         try:
-            self._record(path, found, old, virtual_link)
+            entry = self._record(path, found, old, virtual_link)
+            links.confirm(found.rel_path, found.stat, entry)
         except SourceError as error:
             links.forget(found.rel_path, found.stat)
             self._problem(path, str(error).removeprefix(f"{printable(found.rel_path)}: "))
@@ -213,19 +214,21 @@ class _Update:
         else:
             self._report.metadata += 1
 
-    def _record(self, path: bytes, found: Found, old: StoredEntry | None, link_of: bytes | None) -> None:
+    def _record(self, path: bytes, found: Found, old: StoredEntry | None, link_of: bytes | None) -> Entry:
+        """Have a name's entry stored; return it as it was read."""
         scanned_ns = time.time_ns()
-        try:
-            if type_of(found.stat.st_mode) == FILE and link_of is None:
-                entry = self._moved(found) or self._read(found)
-            else:
-                entry = capture(found, found.stat, link_of=link_of)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{printable(found.rel_path)}: {error}") from error
-        entry = for_next_time(msgspec.structs.replace(entry, path=path), scanned_ns)
+        if type_of(found.stat.st_mode) == FILE and link_of is None:
+            try:
+                read = self._moved(found) or self._read(found)
+            except (OSError, ValueError) as error:
+                raise SourceError(f"{printable(found.rel_path)}: {error}") from error
+        else:
+            read = capture_unread(found, link_of=link_of)
+        entry = for_next_time(msgspec.structs.replace(read, path=path), scanned_ns)
         self._pending.append(partial(self._store, entry, old))
         if len(self._pending) >= _BATCH or self._pending_bytes >= _BATCH_BYTES:
             self._flush()
+        return read
 
     def _moved(self, found: Found) -> Entry | None:
         """The entry of a file in a directory that was moved, without reading it."""

@@ -28,8 +28,8 @@ from incremental_backups_tools.tree.diff import merge_join
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry, printable, sort_key
 from incremental_backups_tools.tree.index import Problem
 from incremental_backups_tools.tree.links import HardLinks
-from incremental_backups_tools.tree.metadata import capture, type_of
-from incremental_backups_tools.tree.unchanged import is_unchanged
+from incremental_backups_tools.tree.metadata import capture_unread, type_of
+from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import Found
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class Scan:
         self._mutex = Lock()
         self._queue: deque[_Item] = deque()
         self._links = HardLinks()
-        self._failed: set[bytes] = set()  # of files with several names, those that are not in the snapshot
+        self._failed: set[bytes] = (
+            set()
+        )  # of files with several names, those that are not in the snapshot as they were listed
         self._unlisted: deque[bytes] = deque()
         self._planned: set[ObjectName] = set()  # of a dry run
 
@@ -209,12 +211,13 @@ class Scan:
 
     def _capture(self, found: Found, old: Entry | None, link_of: bytes | None) -> None:
         try:
-            entry = capture(found, found.stat, link_of=link_of)
-        except (OSError, ValueError) as error:
-            self._refuse(found, old, f"cannot read its metadata: {error}")
+            entry = capture_unread(found, link_of=link_of)
+        except SourceError as error:
+            self._refuse(found, old, str(error).removeprefix(f"{printable(found.rel_path)}: "))
             if stat.S_ISDIR(found.stat.st_mode):
                 self.unlisted(found.rel_path)
             return
+        self._links.confirm(found.rel_path, found.stat, entry)
         self._add(_Item(found, old, entry=entry))
 
     def _refuse(self, found: Found, old: Entry | None, reason: str) -> None:
@@ -269,6 +272,10 @@ class Scan:
             if item.old is not None and _may_stand_for(item.old, found):
                 self._finish_known(_Item(None, None, entry=self._kept(item.old)))
             return
+        if is_linked and not self._links.confirm(found.rel_path, found.stat, stored.entry):
+            # Those of its other names that wait in the queue would not be what they were when they were listed.
+            self._failed.add(found.rel_path)
+        stored = replace(stored, entry=for_next_time(stored.entry, stored.seen_ns))
         if stored.entry.unstable:
             self.problem(found.rel_path, "changed while it was read; stored as the last read found it")
         if self._imported is not None:
@@ -294,9 +301,9 @@ class Scan:
         if self._imported is not None:
             entry = self._imported.amend(entry)
         if entry.link_of is not None and entry.link_of in self._failed:
-            # Its other name could not be read: this one would be no better.
+            # Its other name could not be read, or not as it was listed: this one would be no better.
             self._failed.add(entry.path)
-            self.problem(entry.path, "the file it is a hard link of could not be read")
+            self.problem(entry.path, "the file it is a hard link of could not be read as it was")
             if item.old is None or item.old.type == DIRECTORY:
                 return
             entry = self._kept(item.old)

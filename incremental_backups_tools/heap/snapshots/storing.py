@@ -25,7 +25,6 @@ from incremental_backups_tools.tree.entry import Entry, printable
 from incremental_backups_tools.tree.metadata import capture
 from incremental_backups_tools.tree.reading import OpenedFile, read_stable
 from incremental_backups_tools.tree.sparse import SparseWriter, iter_zeros
-from incremental_backups_tools.tree.unchanged import for_next_time
 from incremental_backups_tools.tree.walk import Found
 
 SMALL_FILE_LEN: Final = 1 << 20
@@ -36,14 +35,16 @@ class StoredFile:
     """A file that was read.
 
     Attributes:
-        entry: as it was read, with its digest; fit for the next run's comparison.
+        entry: as it was read, with its digest.
         name: the object that has its content and metadata, or is to have them.
         path: a finished file that is to become the object; None where there is an object already.
+        seen_ns: a time before it was looked at.
     """
 
     entry: Entry
     name: ObjectName
     path: str | None
+    seen_ns: int
 
 
 class _Hashed:
@@ -147,18 +148,18 @@ class FileStorer:
         if self._dry_run or is_likely:
             hashed, _, stable = read_stable(found, partial(_Hashed, found))
             self._on_read(hashed.entry.size)
-            entry = _finished(hashed, stable, now_ns)
+            entry = _finished(hashed, stable)
             name = _name_of(entry, hint)
             if self._dry_run or self._instances.find_fault(name, entry) is None:
-                return StoredFile(entry, name, None)
+                return StoredFile(entry, name, None, now_ns)
         copied, _, stable = read_stable(found, partial(_Copied, self._instances, found))
         self._on_read(copied.entry.size)
         try:
-            entry = _finished(copied, stable, now_ns)
+            entry = _finished(copied, stable)
             name = _name_of(entry, hint)
             if self._instances.find_fault(name, entry) is None:
                 copied.abandon()
-                return StoredFile(entry, name, None)
+                return StoredFile(entry, name, None, now_ns)
             copied.write_out()
             assert copied.path is not None  # written out
             self._instances.finish_file(copied.path, copied.fd, entry, hint)
@@ -166,12 +167,11 @@ class FileStorer:
             copied.abandon()
             raise
         os.close(copied.fd)
-        return StoredFile(entry, name, copied.path)
+        return StoredFile(entry, name, copied.path, now_ns)
 
 
-def _finished(read: _Hashed, stable: bool, now_ns: int) -> Entry:
-    entry = msgspec.structs.replace(read.entry, digest=read.hasher.digest(), unstable=not stable)
-    return for_next_time(entry, now_ns)
+def _finished(read: _Hashed, stable: bool) -> Entry:
+    return msgspec.structs.replace(read.entry, digest=read.hasher.digest(), unstable=not stable)
 
 
 def _name_of(entry: Entry, hint: ObjectName | None) -> ObjectName:
