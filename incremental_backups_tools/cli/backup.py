@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -14,7 +14,6 @@ from incremental_backups_tools.chain.backup import full_backup, incremental_back
 from incremental_backups_tools.chain.backup_options import DEFAULT_LEVEL
 from incremental_backups_tools.chain.backup_source import key_of
 from incremental_backups_tools.chain.history import open_repository
-from incremental_backups_tools.chain.prune import PruneReport, prune_backups
 from incremental_backups_tools.chain.report import BackupReport
 from incremental_backups_tools.chain.volumes import MIN_VOLUME_SIZE
 from incremental_backups_tools.cli.completion_items import complete_directory
@@ -39,7 +38,6 @@ from incremental_backups_tools.cli.protection import (
     read_protection,
     writing_options,
 )
-from incremental_backups_tools.cli.prune import rewrite_options, show_pruning
 from incremental_backups_tools.cli.rendering import count_text, duration_text, size_text
 from incremental_backups_tools.cli.writing import cache_option, wait_option
 from incremental_backups_tools.exceptions import DecryptionError, RepositoryNotFoundError
@@ -48,6 +46,9 @@ from incremental_backups_tools.repository.address import StoreAddress, is_url
 from incremental_backups_tools.repository.layout import validate_key
 from incremental_backups_tools.repository.protection import Protection
 from incremental_backups_tools.tree.source import walk_source
+
+if TYPE_CHECKING:
+    from incremental_backups_tools.chain.prune import PruneReport
 
 
 def _check_key(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -215,6 +216,10 @@ def backup(
         )
     pruned = None
     if not (policy.is_empty or report.problems or dry_run):
+        # Most backups do without, and start sooner for it.
+        from incremental_backups_tools.chain.prune import prune_backups
+        from incremental_backups_tools.cli.prune import rewrite_options
+
         pruned = prune_backups(
             report.backup_key,
             repository=open_chosen(settings, cache_root),
@@ -290,6 +295,8 @@ def _show(report: BackupReport, pruned: PruneReport | None, settings: Settings) 
                 print_line(f"{file.size:>14} {file.path}")
         print_line(_summary(report))
         if pruned is not None:
+            from incremental_backups_tools.cli.prune import show_pruning
+
             show_pruning(pruned, settings)
 
 

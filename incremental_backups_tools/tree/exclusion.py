@@ -121,7 +121,7 @@ class PatternList:
                 else:
                     literals = self._names if rule.by_name else self._paths
                     literals.setdefault(glob, []).insert(0, rule)
-        matchers = _translate([glob for _, glob in globs])
+        matchers = _translate([glob for _, glob in globs]) if globs else []
         self._globs = [
             rule._replace(fullmatch=matcher.fullmatch)
             for (rule, _), matcher in zip(globs, matchers, strict=True)
