@@ -164,7 +164,10 @@ class ContentStorer:
         is_alike = holder is not None and _looks_unchanged(found.stat, holder.entry)
         before = holder.content_digest if holder is not None else None
         bases = self._moved.candidates(found.rel_path, found.stat) if self._moved and parent is None else []
-        if is_alike or ((size > SMALL_FILE_LEN or bases) and self._known.has_size(size, but=before)):
+        is_held = holder is not None and self.may_be_edited(found, holder)  # whole, and known if it is
+        if is_alike or (
+            not is_held and (size > SMALL_FILE_LEN or bases) and self._known.has_size(size, but=before)
+        ):
             reading, _, stable = read_stable(found, lambda opened: HashOnly(self, found, opened))
             held = self._held(_with_digest(reading), stable, holder)
             if held is not None:
