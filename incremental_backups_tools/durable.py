@@ -322,7 +322,10 @@ def sync_filesystem(descriptor: int) -> None:
 def begin_writeback(descriptor: int, offset: int, length: int) -> None:
     """Let a range of a file be written to its disk from now on: sync_file_range(2). Nothing is durable by that.
 
-    A hint: where it fails, or the C library lacks it, the flush that follows does everything, and says what is wrong.
+    A hint: where the system or the file system cannot do it, the flush that follows does everything.
+
+    Raises:
+        OSError: the disk does not take it; a file system may say so but once.
     """
     _sync_file_range(descriptor, offset, length, _SYNC_WRITE)
 
@@ -335,19 +338,20 @@ def finish_writeback(descriptor: int, offset: int, length: int) -> None:
     Raises:
         OSError: the disk did not take it. Nobody else is told: neither who flushes the file by this descriptor.
     """
-    number = _sync_file_range(descriptor, offset, length, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER)
-    if number in _NO_SYNC_FILE_RANGE:
-        return
-    if number:
-        raise OSError(number, os.strerror(number))
-    with suppress(OSError):
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+    if _sync_file_range(descriptor, offset, length, _SYNC_WAIT_BEFORE | _SYNC_WRITE | _SYNC_WAIT_AFTER):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> int:
-    """The number of the error, 0 where there is none."""
+def _sync_file_range(descriptor: int, offset: int, length: int, flags: int) -> bool:
+    """Whether it can be done here. Raises OSError."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if call is None:
-        return errno.ENOSYS
+        return False
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return 0 if call(descriptor, offset, length, flags) == 0 else ctypes.get_errno()
+    if call(descriptor, offset, length, flags) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number not in _NO_SYNC_FILE_RANGE:
+        raise OSError(number, os.strerror(number))
+    return False

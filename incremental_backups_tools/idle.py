@@ -29,12 +29,15 @@ class IdleWorkers:
     Args:
         executor: the pool. When it takes no more work, whoever asks for a result works for it alone.
         count: how many of the pool's threads work on offers at a time, at most.
+        stop: is set where nobody wants any of it any more.
     """
 
-    def __init__(self, executor: Executor, count: int) -> None:
+    def __init__(self, executor: Executor, count: int, stop: threading.Event | None = None) -> None:
         self._executor = executor
         self._count = count
+        self._stop = stop
         self._called = 0
+        self._is_refused = False
         self._offers: deque[Offer[Any]] = deque()
         bytes(_FREED_LEN)
         self._changed = threading.Condition()
@@ -44,7 +47,7 @@ class IdleWorkers:
         offer = Offer(self, work)
         with self._changed:
             self._offers.append(offer)
-            if self._called >= self._count:
+            if self._called >= self._count or self._is_refused:
                 return offer
             self._called += 1
         self._call_one()
@@ -67,12 +70,21 @@ class IdleWorkers:
             self._changed.wait()
             return None
 
+    def check(self) -> None:
+        """For who works long without a result.
+
+        Raises:
+            InterruptedError: nobody wants it any more.
+        """
+        if self._stop is not None and self._stop.is_set():
+            raise InterruptedError
+
     def withdraw(self, offer: Offer[Any]) -> None:
-        """See to it that nobody works on *offer* when this returns."""
+        """See to it that nobody works on *offer* when this returns, but for the caller itself."""
         with self._changed:
             if offer in self._offers:
                 self._offers.remove(offer)
-            else:
+            elif offer.worker != threading.get_ident():
                 self._changed.wait_for(lambda: offer.is_done)
 
     def note_done(self, offer: Offer[Any]) -> None:
@@ -84,9 +96,9 @@ class IdleWorkers:
     def _call_one(self) -> None:
         try:
             self._executor.submit(self._work)
-        except RuntimeError:  # it is being shut down
-            with self._changed:
-                self._called -= 1
+        except RuntimeError:
+            # It is being shut down, or has no thread to give; then it may do what it refused all the same, later.
+            self._is_refused = True
 
     def _work(self) -> None:
         """In a thread of the pool: one offer, and after what else the pool has to do, the next one."""
@@ -106,10 +118,12 @@ class Offer(Generic[ResultT]):
 
     Attributes:
         is_done: whether it has its outcome.
+        worker: the thread that has begun it; None while nobody has.
     """
 
     def __init__(self, workers: IdleWorkers, work: Callable[[], ResultT]) -> None:
         self.is_done = False
+        self.worker: int | None = None
         self._workers = workers
         self._work: Callable[[], ResultT] | None = work
         self._results: list[ResultT] = []
@@ -137,6 +151,7 @@ class Offer(Generic[ResultT]):
         """For the thread that has begun it."""
         assert self._work is not None  # it is begun once
         work, self._work = self._work, None
+        self.worker = threading.get_ident()
         try:
             self._results.append(work())
         except BaseException as error:  # noqa: BLE001

@@ -77,6 +77,9 @@ class FrameReader:
 
         Args:
             idle: load some of them ahead; once the generator is closed, nobody does any more.
+
+        Raises:
+            InterruptedError: see :meth:`IdleWorkers.check`.
         """
         if idle is not None:
             yield from _iter_ahead(self._loads(indexes), idle)
@@ -241,11 +244,13 @@ def _iter_ahead(
         for index, frame, load in loads:
             ahead.append((index, frame, idle.offer(load)))
             ahead_len += frame.tar_len
+            idle.check()
             while ahead_len > _AHEAD_LEN:
                 index, frame, offer = ahead.popleft()
                 ahead_len -= frame.tar_len
                 yield LoadedFrame(index, frame, offer.result())
         while ahead:
+            idle.check()
             index, frame, offer = ahead.popleft()
             yield LoadedFrame(index, frame, offer.result())
     finally:

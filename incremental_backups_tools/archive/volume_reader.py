@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from incremental_backups_tools.archive.frame_cache import FrameCache
@@ -98,7 +98,9 @@ class VolumeReader:
         """
         return b"".join(self.iter_range(offset, length))
 
-    def iter_range(self, offset: int, length: int, idle: IdleWorkers | None = None) -> Iterator[bytes]:
+    def iter_range(
+        self, offset: int, length: int, idle: IdleWorkers | None = None
+    ) -> Generator[bytes, None, None]:
         """As :meth:`read`, in pieces of at most a frame.
 
         The range is checked at once, everything else as it is read.
@@ -107,7 +109,7 @@ class VolumeReader:
             idle: fetch and decompress some frames ahead.
         """
         self._check_range(offset, length)
-        return self._iter_frames(offset, length, idle) if length else iter(())
+        return self._iter_frames(offset, length, idle)
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview | BackupError]:
         """As :meth:`read` for each of several ranges, (offset, length), in whatever order they come.
@@ -241,15 +243,17 @@ class VolumeReader:
     def _fetch(self, offset: int, length: int) -> bytes:
         return fetch(self._read_range, offset, length, name=self._name)
 
-    def _iter_frames(self, offset: int, length: int, idle: IdleWorkers | None) -> Iterator[bytes]:
+    def _iter_frames(
+        self, offset: int, length: int, idle: IdleWorkers | None
+    ) -> Generator[bytes, None, None]:
         end = offset + length
-        indexes = range(self._table.find(offset), self._table.find(end - 1) + 1)
-        for loaded in self._frames.iter_frames(indexes, idle):
-            if isinstance(loaded.content, BackupError):
-                raise loaded.content
-            self._keep(loaded, end)
-            start = loaded.frame.tar_offset
-            yield loaded.content[max(0, offset - start) : min(loaded.frame.tar_len, end - start)]
+        with closing(self._frames.iter_frames(self.frame_numbers(offset, length), idle)) as frames:
+            for loaded in frames:
+                if isinstance(loaded.content, BackupError):
+                    raise loaded.content
+                self._keep(loaded, end)
+                start = loaded.frame.tar_offset
+                yield loaded.content[max(0, offset - start) : min(loaded.frame.tar_len, end - start)]
 
     def _cut(
         self, wanted: tuple[int, int], frames: list[LoadedFrame], is_viewed: bool

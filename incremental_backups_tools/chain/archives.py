@@ -6,7 +6,7 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Final
 
 from blake3 import blake3
@@ -55,7 +55,7 @@ class Archives:
         """
         return self.reader(location.file).read(location.offset, location.length)
 
-    def iter_range(self, location: Location, idle: IdleWorkers | None = None) -> Iterator[bytes]:
+    def iter_range(self, location: Location, idle: IdleWorkers | None = None) -> Generator[bytes, None, None]:
         """The bytes at *location*, piece by piece. Raises as :meth:`read`.
 
         Args:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import accumulate
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -16,6 +16,7 @@ from incremental_backups_tools.archive.volume_reader import VolumeReader
 from incremental_backups_tools.delta import compose
 from incremental_backups_tools.delta.composition import OneDelta, Program, compose_commands
 from incremental_backups_tools.delta.streams import Part, reader_at, write_all
+from incremental_backups_tools.exceptions import LimitExceededError
 from incremental_backups_tools.idle import IdleWorkers
 from incremental_backups_tools.tree.entry import Location
 
@@ -26,6 +27,10 @@ _MAX_COMMANDS: Final = 1 << 19
 # A command takes up to 17 bytes and yields at least one; magic and END are there always.
 _MAX_COMMAND_LEN: Final = 17
 _MIN_DELTA_LEN: Final = 64
+# Of deltas that are composed on the disk, commands that are held all the same: so many, or one for so many bytes of the
+# file. Blocks of a file that long are longer, and deltas that do not pay are not kept.
+_MAX_HELD_COMMANDS: Final = 1 << 24
+_BYTES_PER_COMMAND: Final = 1 << 13
 
 _ReadAt = Callable[[int, memoryview], int]
 
@@ -33,7 +38,9 @@ _ReadAt = Callable[[int, memoryview], int]
 class Ranges(Protocol):
     """Where the bytes at a location come from: :class:`Archives`, or what was read of them before."""
 
-    def iter_range(self, location: Location, idle: IdleWorkers | None = None, /) -> Iterator[bytes]:
+    def iter_range(
+        self, location: Location, idle: IdleWorkers | None = None, /
+    ) -> Generator[bytes, None, None]:
         """The bytes at *location*, piece by piece."""
 
     def reader(self, file_name: str, /) -> VolumeReader:
@@ -51,12 +58,14 @@ def open_program(
         idle: read some of them ahead.
 
     Raises:
-        ArchiveFormatError, ChainError, DeltaFormatError, IntegrityError, LimitExceededError, RepositoryError: one of
-            them is damaged or not there.
+        ArchiveFormatError, ChainError, DeltaFormatError, IntegrityError, RepositoryError: one of them is damaged or not
+            there.
+        LimitExceededError: they are much longer than the file, or have too many commands.
         OSError: a temporary file cannot be written.
+        InterruptedError: see :meth:`IdleWorkers.check`.
     """
     with ExitStack() as stack:
-        read_at = _read(stack, deltas, archives, idle)
+        read_at = _read(stack, deltas, archives, max_output, idle)
         places = _places(deltas)
         program: Program | None = compose_commands(read_at, places, max_commands=_MAX_COMMANDS)
         if program is None and len(places) == 1:
@@ -75,7 +84,7 @@ def open_composed(deltas: Sequence[Location], archives: Ranges, size: int) -> It
         as :func:`open_program`.
     """
     with ExitStack() as stack:
-        yield _compose(stack, _read(stack, deltas, archives, None), _places(deltas), size)
+        yield _compose(stack, _read(stack, deltas, archives, size, None), _places(deltas), size)
 
 
 def _places(deltas: Sequence[Location]) -> list[tuple[int, int]]:
@@ -85,13 +94,32 @@ def _places(deltas: Sequence[Location]) -> list[tuple[int, int]]:
 
 
 def _read(
-    stack: ExitStack, deltas: Sequence[Location], archives: Ranges, idle: IdleWorkers | None
+    stack: ExitStack,
+    deltas: Sequence[Location],
+    archives: Ranges,
+    max_output: int,
+    idle: IdleWorkers | None,
 ) -> _ReadAt:
     """Read all of them, one after the other; returns what reads any part."""
+    total_len = sum(location.length for location in deltas)
+    # No writer keeps deltas that come to much more than the file.
+    limit = max(_HELD_LEN, _max_delta_len(max_output))
+    if total_len > limit:
+        raise LimitExceededError(
+            f"{deltas[-1].file}: deltas of {total_len} bytes, for a file of {max_output} at most {limit}"
+        )
     pieces = (piece for location in deltas for piece in archives.iter_range(location, idle))
-    if sum(location.length for location in deltas) > _HELD_LEN:
-        return reader_at(stack.enter_context(spooled(pieces)))
-    held = memoryview(b"".join(pieces))
+    if total_len > _HELD_LEN:
+        read_spool = reader_at(stack.enter_context(spooled(pieces)))
+
+        def read_unless_stopped(offset: int, buffer: memoryview) -> int:
+            if idle is not None:
+                idle.check()
+            return read_spool(offset, buffer)
+
+        return read_unless_stopped
+    with closing(pieces):
+        held = memoryview(b"".join(pieces))
 
     def read_at(offset: int, buffer: memoryview) -> int:
         found = held[offset : offset + len(buffer)]
@@ -109,12 +137,12 @@ def _compose(
     Composed from the last one backwards: so every delta on the way leads to the version that is wanted and is
     bounded by its size.
     """
-    limit = max_output * _MAX_COMMAND_LEN + _MIN_DELTA_LEN
+    max_commands = max(_MAX_HELD_COMMANDS, max_output // _BYTES_PER_COMMAND)
     *earlier, composed = [cast(BinaryIO, Part(read_at, *place)) for place in places]
     for part in reversed(earlier):
         out = cast(BinaryIO, tempfile.SpooledTemporaryFile(_HELD_LEN, prefix="ibt-restore-", buffering=0))
         try:
-            compose(part, composed, out, max_output=limit)
+            compose(part, composed, out, max_output=_max_delta_len(max_output), max_commands=max_commands)
             out.seek(0)
         except BaseException:
             out.close()
@@ -125,12 +153,18 @@ def _compose(
     return stack.enter_context(composed)
 
 
-def spooled(pieces: Iterable[bytes]) -> BinaryIO:
+def _max_delta_len(max_output: int) -> int:
+    """The most bytes of one delta that makes so many."""
+    return max_output * _MAX_COMMAND_LEN + _MIN_DELTA_LEN
+
+
+def spooled(pieces: Generator[bytes, None, None]) -> BinaryIO:
     """A temporary file, unbuffered, that consists of *pieces*."""
     file = cast(BinaryIO, tempfile.TemporaryFile(prefix="ibt-restore-", buffering=0))
     try:
-        for piece in pieces:
-            write_all(file, piece)
+        with closing(pieces):
+            for piece in pieces:
+                write_all(file, piece)
     except BaseException:
         file.close()
         raise

@@ -70,11 +70,13 @@ class _Ahead:
         self._archives = archives
         self._found = found
 
-    def iter_range(self, location: Location, idle: IdleWorkers | None = None, /) -> Iterator[bytes]:
+    def iter_range(
+        self, location: Location, idle: IdleWorkers | None = None, /
+    ) -> Generator[bytes, None, None]:
         found = self.get(location)
         if found is None:
             return self._archives.iter_range(location, idle)
-        return iter((bytes(found),)) if found else iter(())
+        return (bytes(piece) for piece in (found,) if piece)
 
     def reader(self, file_name: str, /) -> VolumeReader:
         return self._archives.reader(file_name)

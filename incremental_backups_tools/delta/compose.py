@@ -8,10 +8,10 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from incremental_backups_tools.delta._twin import COPY
-from incremental_backups_tools.delta.commands import CommandReader, CommandWriter, Copy, Delta
+from incremental_backups_tools.delta.commands import CommandReader, CommandWriter
 from incremental_backups_tools.delta.formats import MAX_FILE_LEN
 from incremental_backups_tools.delta.streams import FileOrBuffer, open_seekable, open_stream, read_into
-from incremental_backups_tools.exceptions import DeltaFormatError
+from incremental_backups_tools.exceptions import DeltaFormatError, LimitExceededError
 
 if TYPE_CHECKING:
     from incremental_backups_tools.delta.kernels import Kernel
@@ -24,10 +24,12 @@ _BUFFER_LEN = 256 * 1024
 class _Composer:
     """Looks up in delta A-to-B where each byte of B comes from.
 
-    Memory: some 40 bytes for each command of that delta.
+    Memory: 17 bytes for each command of that delta.
     """
 
-    def __init__(self, file: BinaryIO, writer: CommandWriter, kernel: Kernel | None) -> None:
+    def __init__(
+        self, file: BinaryIO, writer: CommandWriter, kernel: Kernel | None, max_commands: int | None
+    ) -> None:
         self._file = file
         self._writer = writer
         self._origin = file.tell()
@@ -36,13 +38,16 @@ class _Composer:
         self._is_copy = bytearray()
         self._buffer = memoryview(bytearray(_BUFFER_LEN))
         self.output_len = 0
-        for command in Delta.from_file(file, kernel=kernel):
-            self._starts.append(self.output_len)
-            self._sources.append(command.offset)
-            self._is_copy.append(isinstance(command, Copy))
-            self.output_len += command.length
-            if self.output_len > MAX_FILE_LEN:
-                raise DeltaFormatError(f"the first delta makes a file of {self.output_len} bytes or more")
+        for batch in CommandReader(file, kernel=kernel).batches():
+            if max_commands is not None and len(self._starts) + len(batch) > max_commands:
+                raise LimitExceededError(f"the first delta has more than {max_commands} commands")
+            for kind, offset, length in batch:
+                self._starts.append(self.output_len)
+                self._sources.append(offset)
+                self._is_copy.append(kind == COPY)
+                self.output_len += length
+                if self.output_len > MAX_FILE_LEN:
+                    raise DeltaFormatError(f"the first delta makes a file of {self.output_len} bytes or more")
 
     def copy(self, offset: int, length: int) -> None:
         """Write commands that make B[offset, offset + length)."""
@@ -81,6 +86,7 @@ def compose(
     out: None = None,
     *,
     max_output: int | None = None,
+    max_commands: int | None = None,
     kernel: Kernel | None = None,
 ) -> bytes: ...
 
@@ -92,6 +98,7 @@ def compose(
     out: BinaryIO,
     *,
     max_output: int | None = None,
+    max_commands: int | None = None,
     kernel: Kernel | None = None,
 ) -> int: ...
 
@@ -102,6 +109,7 @@ def compose(
     out: BinaryIO | None = None,
     *,
     max_output: int | None = None,
+    max_commands: int | None = None,
     kernel: Kernel | None = None,
 ) -> bytes | int:
     """Make the delta from A to C out of those from A to B and from B to C.
@@ -117,6 +125,7 @@ def compose(
         delta_bc: path, binary file object or buffer.
         out: where to write the delta.
         max_output: most bytes of the composed delta; None is no limit.
+        max_commands: most commands of *delta_ab*; None is no limit.
         kernel: the kernel module to compute with.
 
     Returns:
@@ -124,14 +133,14 @@ def compose(
 
     Raises:
         DeltaFormatError: one of the two is damaged, or they do not fit together.
-        LimitExceededError: the composed delta would exceed *max_output*.
+        LimitExceededError: the composed delta would exceed *max_output*, or *delta_ab* has too many commands.
         ValueError: *delta_ab* cannot seek.
         OSError: reading or writing failed.
     """
     sink = io.BytesIO() if out is None else out
     with open_seekable(delta_ab) as first, open_stream(delta_bc) as second:
         writer = CommandWriter(sink, max_output=max_output)
-        composer = _Composer(first, writer, kernel)
+        composer = _Composer(first, writer, kernel, max_commands)
         reader = CommandReader(second, kernel=kernel)
         for batch in reader.batches():
             for kind, offset, length in batch:

@@ -169,10 +169,10 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         self._contents = contents
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ibt-write") if threads > 1 else None
         max_in_flight = 2 * threads if threads > 1 else 1
-        self._idle = IdleWorkers(self._pool, threads - 1) if self._pool is not None else None
         self._slots = threading.Semaphore(max_in_flight)
         self._max_batch_dirs = max(2, _MAX_DIRS // (max_in_flight + 1))
         self._stop = threading.Event()
+        self._idle = IdleWorkers(self._pool, threads - 1, self._stop) if self._pool is not None else None
         self._batch: _Batch[SourceT] | None = None
         self._jobs: set[_Batch[SourceT] | _Large[SourceT]] = set()
         self._waiting = 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from incremental_backups_tools.idle import IdleWorkers
+from incremental_backups_tools.idle import IdleWorkers, Offer
 
 SECONDS = 20
 
@@ -137,3 +138,55 @@ def test_many_threads_ask_for_many_results() -> None:
 
         counts = list(pool.map(count_up, range(0, 8000, 200)))
     assert [number for some in counts for number in some] == list(range(8000))
+
+
+def test_a_thread_may_withdraw_what_it_is_at_itself(pool: ThreadPoolExecutor) -> None:
+    """As where a reader that nobody has any more is collected by a thread that reads ahead for it."""
+    offers: list[Offer[None]] = []
+    may_begin = threading.Event()
+
+    def work() -> None:
+        assert may_begin.wait(SECONDS)
+        offers[0].withdraw()
+
+    offers.append(IdleWorkers(pool, 1).offer(work))
+    may_begin.set()
+    done = threading.Event()
+    threading.Thread(target=lambda: (offers[0].result(), done.set()), daemon=True).start()
+    assert done.wait(SECONDS)
+
+
+def test_a_pool_without_a_thread_to_give_takes_no_more_than_allowed_later() -> None:
+    class Poor(ThreadPoolExecutor):
+        """Has no thread at first: what it refuses it does all the same, once it has one."""
+
+        is_poor = True
+
+        def _adjust_thread_count(self) -> None:
+            if self.is_poor:
+                raise RuntimeError("can't start new thread")
+            super()._adjust_thread_count()
+
+    with Poor(3) as pool:
+        workers = IdleWorkers(pool, 1)
+        refused = workers.offer(lambda: 1)
+        Poor.is_poor = False
+        pool.submit(lambda: None).result(SECONDS)
+        assert refused.result() == 1
+        gates = [Gate() for _ in range(3)]
+        offers = [workers.offer(gate) for gate in gates]
+        time.sleep(0.05)
+        assert sum(gate.begun.is_set() for gate in gates) <= 1
+        for gate in gates:
+            gate.may_end.set()
+        assert all(offer.result() for offer in offers)
+
+
+def test_who_works_long_is_told_that_nobody_wants_it(pool: ThreadPoolExecutor) -> None:
+    stop = threading.Event()
+    workers = IdleWorkers(pool, 1, stop)
+    workers.check()
+    IdleWorkers(pool, 1).check()
+    stop.set()
+    with pytest.raises(InterruptedError):
+        workers.check()
