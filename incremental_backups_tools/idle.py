@@ -10,15 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from incremental_backups_tools.freed_memory import keep_freed_memory
 
 ResultT = TypeVar("ResultT")
-
-# Blocks of a MiB go from thread to thread here. glibc gives the free top of a thread's memory back as soon as it has
-# twice the length of the largest block that was ever freed (mallopt(3), M_MMAP_THRESHOLD), and each page of that is a
-# fault the next time: a fifth of the processor time of restoring a large file. So one such block is made, which takes
-# no memory before it is written to, and freed.
-_FREED_LEN: Final = 24 << 20
 
 
 class IdleWorkers:
@@ -39,7 +35,7 @@ class IdleWorkers:
         self._called = 0
         self._is_refused = False
         self._offers: deque[Offer[Any]] = deque()
-        bytes(_FREED_LEN)
+        keep_freed_memory()
         self._changed = threading.Condition()
 
     def offer(self, work: Callable[[], ResultT]) -> Offer[ResultT]:

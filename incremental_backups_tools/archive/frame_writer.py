@@ -6,7 +6,7 @@ import errno
 import threading
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,10 @@ from incremental_backups_tools.exceptions import LimitExceededError
 
 # How many frames the first level is for: at the highest usual one they take two to three seconds of one processor.
 HARD_FRAMES: Final = 8
+# At this level and below, a frame takes a worker less time than it waits for the interpreter's lock before and after:
+# there it takes several in one go.
+_FAST_LEVEL: Final = 4
+_FAST_FRAMES: Final = 4
 
 # Each thread's compressor: one, of the last level it was asked for: at the highest usual one it takes
 # 19 MB, and a frame takes far longer than making another.
@@ -56,7 +60,7 @@ class FrameWriter:
         level: zstd's.
         first_level: of the first frames, so many as HARD_FRAMES; None is *level*.
         pool: where to compress and write, in whatever order; None is in the calling thread.
-        max_in_flight: most frames that are compressed or wait for it at a time.
+        max_in_flight: most calls that the pool has to do at a time: of a frame each, or of four at a fast level.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class FrameWriter:
         self._max_in_flight = max_in_flight
         self._in_flight: deque[Future[None]] = deque()
         self._order: deque[_Next] = deque()
+        self._batch: list[tuple[_Next, bytearray]] = []  # not in the pool yet
+        self._batch_level = level
         self._lock = threading.Lock()  # of the order, and of who writes
         self._is_writing = False
         self._has_failed = False  # then nobody writes any more
@@ -110,6 +116,7 @@ class FrameWriter:
         """Let :meth:`rewind` come back to here. There is one mark, the newest."""
         with self._all_or_unusable():
             self._mark = self._frame_count
+            self._begin_batch()
             self._order.append(_Next(is_mark=True))
             self._write_ready()
 
@@ -141,6 +148,7 @@ class FrameWriter:
 
     def abandon(self) -> None:
         """Wait until nobody writes to the file any more. What was in flight may or may not be in it."""
+        self._batch.clear()
         for future in self._in_flight:
             future.cancel()
         wait(self._in_flight)
@@ -159,6 +167,7 @@ class FrameWriter:
 
     def _settle(self) -> None:
         """Wait until nothing is in flight."""
+        self._begin_batch(one_by_one=True)
         while self._in_flight:
             self._in_flight.popleft().result()
         self._write_ready()
@@ -166,13 +175,31 @@ class FrameWriter:
     def _append(self, data: bytearray, level: int) -> None:
         """Compress and write a frame: in the pool side by side with others, in their order."""
         if self._pool is None:
-            self._write_frame(self._compress(data, level), len(data))
+            [frame] = _compress([data], level)
+            self._write_frame(frame, len(data))
             return
-        self._order.append(_Next(len(data)))
-        self._in_flight.append(self._pool.submit(self._compress_next, self._order[-1], data, level))
+        item = _Next(len(data))
+        self._order.append(item)
+        if level != self._batch_level:
+            self._begin_batch()
+            self._batch_level = level
+        self._batch.append((item, data))
+        if level > _FAST_LEVEL or len(self._batch) == _FAST_FRAMES:
+            self._begin_batch()
 
-    def _compress_next(self, item: _Next, data: bytearray, level: int) -> None:
-        item.frame = self._compress(data, level)
+    def _begin_batch(self, *, one_by_one: bool = False) -> None:
+        """Give what was gathered to the pool: to one worker, or each frame to another."""
+        batch, self._batch = self._batch, []
+        size = 1 if one_by_one else _FAST_FRAMES
+        for begin in range(0, len(batch), size):
+            part = batch[begin : begin + size]
+            assert self._pool is not None  # only for it something is gathered
+            self._in_flight.append(self._pool.submit(self._compress_next, part, self._batch_level))
+
+    def _compress_next(self, batch: list[tuple[_Next, bytearray]], level: int) -> None:
+        frames = _compress([data for _, data in batch], level)
+        for (item, _), frame in zip(batch, frames, strict=True):
+            item.frame = frame
         self._write_ready()
 
     def _write_ready(self) -> None:
@@ -182,33 +209,34 @@ class FrameWriter:
                 return
             self._is_writing = True
         try:
-            while (item := self._take_ready()) is not None:
-                self._write_next(item)
+            while ready := self._take_ready():
+                self._write_next(ready)
         except BaseException:
             self._has_failed = True
             raise
 
-    def _take_ready(self) -> _Next | None:
+    def _take_ready(self) -> list[_Next]:
+        """The frames that come next and are compressed, or a mark; none where nobody writes from now on."""
+        ready: list[_Next] = []
         with self._lock:
-            if self._order and not self._has_failed:
+            while self._order and not self._has_failed:
                 first = self._order[0]
-                if first.is_mark or first.frame is not None:
-                    return self._order.popleft()
-            self._is_writing = False
-            return None
+                if first.is_mark:
+                    return ready or [self._order.popleft()]
+                if first.frame is None:
+                    break
+                ready.append(self._order.popleft())
+            self._is_writing = bool(ready)
+        return ready
 
-    def _write_next(self, item: _Next) -> None:
-        if item.frame is not None:
-            self._write_frame(item.frame, item.tar_len)
-        else:
+    def _write_next(self, ready: list[_Next]) -> None:
+        if ready[0].is_mark:
             self._hasher_at_mark = self._hasher.copy()
-
-    def _compress(self, data: bytearray, level: int) -> bytes:
-        known: tuple[int, zstandard.ZstdCompressor] | None = getattr(_threads, "compressor", None)
-        if known is None or known[0] != level:
-            compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-            known = _threads.compressor = (level, compressor)
-        return known[1].compress(data)
+            return
+        frames = [item.frame for item in ready if item.frame is not None]
+        self._write(b"".join(frames) if len(frames) > 1 else frames[0])
+        self._compressed_lens.extend(map(len, frames))
+        self._tar_lens.extend(item.tar_len for item in ready)
 
     def _write_frame(self, compressed: bytes, tar_len: int) -> None:
         self._write(compressed)
@@ -219,3 +247,16 @@ class FrameWriter:
         if self._file.write(data) != len(data):
             raise OSError(errno.EIO, "the file took only a part of what was written")
         self._hasher.update(data)
+
+
+def _compress(contents: Sequence[bytearray], level: int) -> list[bytes]:
+    """Each of *contents* in a frame of its own."""
+    known: tuple[int, zstandard.ZstdCompressor] | None = getattr(_threads, "compressor", None)
+    if known is None or known[0] != level:
+        compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        known = _threads.compressor = (level, compressor)
+    if len(contents) > 1 and hasattr(known[1], "multi_compress_to_buffer"):
+        # The same frames, without meeting the interpreter's lock between them.
+        segments = known[1].multi_compress_to_buffer([*contents], threads=1)
+        return [segments[number].tobytes() for number in range(len(segments))]
+    return [known[1].compress(content) for content in contents]

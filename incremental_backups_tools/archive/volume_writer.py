@@ -95,7 +95,7 @@ class VolumeWriter:
             file,
             level=level,
             pool=pool,
-            max_in_flight=2 * (workers or os.cpu_count() or 1),
+            max_in_flight=(workers or os.cpu_count() or 1) + 1,
             first_level=first_level,
         )
         self._frame_len = frame_len

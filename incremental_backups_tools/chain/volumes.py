@@ -18,6 +18,7 @@ from incremental_backups_tools.chain.plain_files import Volume
 from incremental_backups_tools.chain.policy import first_level
 from incremental_backups_tools.chain.resume import Comparison, ResumeConflictError, UsedVolumes
 from incremental_backups_tools.chain.state import ArchiveFile
+from incremental_backups_tools.freed_memory import keep_freed_memory
 from incremental_backups_tools.repository.layout import ObjectName, Role
 from incremental_backups_tools.repository.store import Spool, Store
 from incremental_backups_tools.tree.entry import Location
@@ -44,6 +45,7 @@ def compressing_pool(threads: int | None) -> Iterator[Executor | None]:
     if count == 1:
         yield None
         return
+    keep_freed_memory()
     with ThreadPoolExecutor(count, thread_name_prefix="ibt-compress") as pool:
         yield pool
 
