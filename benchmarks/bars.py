@@ -53,12 +53,12 @@ BARS: Final = (
             Bar(part, FULL, 0.55, "restic"),
             Bar(part, FULL, 1.7, measure="cores", at_least=True, needs_processors=2),
             Bar(part, UNCHANGED, 0.3, "restic"),
-            Bar(part, RESTORE, 1.2, "cp -a"),
             Bar(part, RESTORE, 0.5, "restic"),
             Bar(part, RESTORE, 1.7, measure="cores", at_least=True, needs_processors=2),
         )
     ),
     Bar(TREE, INCREMENTAL, 0.35, "restic"),
+    Bar(TREE, RESTORE, 1.2, "cp -a"),
     Bar(DATABASE, INCREMENTAL, 1.5, "tar+zstd"),
     Bar(TREE, UNCHANGED, 1.5, "tar+zstd", is_goal=True),
     Bar(TREE, ONE_FILE, 0.5),
@@ -69,6 +69,9 @@ BARS: Final = (
     Bar(START, VERSION, 0.15),
     Bar(START, LIST, 1.0, scale=1000),
 )
+
+
+_START: Final = Key(START, 0, VERSION, OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Verdict:
 
 def _in_words(measure: Measure, value: float) -> str:
     if measure == "cores":
-        return f"{value:.2f} cores"
+        return f"{value:.2f} cores at work"
     if measure == "wall_seconds":
         return f"{value:.2f} s"
     what = "of memory" if measure == "peak_rss_bytes" else "read"
@@ -132,5 +135,9 @@ def _figure(figures: Mapping[Key, Row], key: Key, measure: Measure) -> float | N
     row = figures.get(key)
     if row is None:
         return None
+    start = figures.get(_START)
+    if measure == "cores" and start is not None and start.wall_seconds < row.wall_seconds:
+        # While there is work: as the program starts, there is none for a second one.
+        return (row.cpu_seconds - start.cpu_seconds) / (row.wall_seconds - start.wall_seconds)
     value: float | None = getattr(row, measure)
     return value

@@ -2,6 +2,6 @@
 
 import sys
 
-from incremental_backups_tools.cli import main
+from incremental_backups_tools.cli import run
 
-sys.exit(main())
+sys.exit(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.bars import Bar, judge
 from benchmarks.measure import Key, Row, Run, Sample, Samples, enough_runs, rotated, run
 from benchmarks.report import Report
+from benchmarks.startup import START, VERSION
 from benchmarks.steps import count_read
 
 MIB = 1 << 20
@@ -92,6 +94,15 @@ def test_a_bar_is_judged(bar: Bar, value: float, met: bool) -> None:
     assert verdict.is_met is met
     assert verdict.text.endswith(": met" if met else ": NOT met")
     assert verdict.key.tool == (bar.peer or "ibt")
+
+
+def test_cores_count_while_there_is_work() -> None:
+    """Of 4 s with 7.2 s of processor time, half a second with 0.4 s is the start."""
+    bar = Bar("tree", "full", 1.9, measure="cores", at_least=True)
+    begun = replace(row_of("ibt", 0.5), part=START, step=VERSION, cpu_seconds=0.4)
+    (verdict,) = judge([row_of("ibt", 4.0), begun], [bar])
+    assert verdict.value == pytest.approx((7.2 - 0.4) / 3.5)
+    assert verdict.is_met
 
 
 def test_a_bar_without_figures_is_not_judged() -> None:
