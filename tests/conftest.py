@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ def root() -> None:
 @pytest.fixture
 def no_open_descriptors() -> Iterator[None]:
     """The test leaves as many open descriptors as it found."""
+    gc.collect()  # what earlier tests have left to the collector is not closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before

@@ -183,7 +183,12 @@ def _was_hit(log: Path, call: Call, below: Path, fault: str) -> bool:
     lines = [line for line in _read_log(log) if f" {call.name}(" in line]
     if fault != KILL:
         lines = [line for line in lines if "(INJECTED)" in line]
-    return bool(lines) and _is_below(lines[-1], below)
+        return bool(lines) and _is_below(lines[-1], below)
+    # The last call of one thread; another one may have made its own before it was killed, too.
+    of_thread: dict[str, list[str]] = {}
+    for line in lines:
+        of_thread.setdefault(line.partition(" ")[0], []).append(line)
+    return any(len(own) == call.number and _is_below(own[-1], below) for own in of_thread.values())
 
 
 @dataclass(frozen=True, slots=True)
