@@ -131,6 +131,8 @@ class Tree:
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)  # if that fails, it is not after a year
     with tempfile.TemporaryDirectory(prefix="ibt-year-") as top:
         year = simulate(Path(top), days=arguments.days, scale=arguments.scale, seed=arguments.seed)
     report(year)
