@@ -19,6 +19,7 @@ from incremental_backups_tools.archive.seek_table import (
 )
 from incremental_backups_tools.archive.tar import TarMember
 from incremental_backups_tools.archive.tar_parser import TarParser
+from incremental_backups_tools.delta.streams import Part
 from incremental_backups_tools.exceptions import (
     ArchiveFormatError,
     BackupError,
@@ -27,7 +28,7 @@ from incremental_backups_tools.exceptions import (
 from incremental_backups_tools.idle import IdleWorkers
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    pass
 
 # One fetch for the table of a volume of up to 2,046 frames (2 GiB of tar).
 _TAIL_LEN = 16 << 10
@@ -219,7 +220,11 @@ class VolumeReader:
 
     def open_tar(self) -> BinaryIO:
         """The uncompressed tar as a file that can seek. Reading raises as :meth:`read`."""
-        return cast(BinaryIO, io.BufferedReader(_TarStream(self), _STREAM_BUFFER_LEN))
+        return cast(BinaryIO, io.BufferedReader(Part(self._read_at, 0, self.tar_len), _STREAM_BUFFER_LEN))
+
+    def _read_at(self, offset: int, buffer: memoryview) -> int:
+        buffer[:] = self.read(offset, len(buffer))
+        return len(buffer)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0:
@@ -297,32 +302,3 @@ def open_volume(fs_path: str | os.PathLike[str]) -> Iterator[VolumeReader]:
             return os.pread(descriptor, length, offset)
 
         yield VolumeReader(read_range, os.fstat(descriptor).st_size, name=name)
-
-
-class _TarStream(io.RawIOBase):
-    """The uncompressed tar of a volume as a file."""
-
-    def __init__(self, volume: VolumeReader) -> None:
-        self._volume = volume
-        self._offset = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._offset
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._volume.tar_len}[whence]
-        self._offset = base + offset
-        return self._offset
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self._volume.tar_len - self._offset))
-        view[:length] = self._volume.read(self._offset, length)
-        self._offset += length
-        return length

@@ -148,8 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> int:
     """The command as a process of its own, which ends after it.
 
-    What has been made is left to the system: the collector need not look at all of it for what could be freed, which
-    takes a fiftieth of a second.
+    What has been made is left to the system: the collector need not look at all of it for what could be freed.
     """
     status = main()
     gc.freeze()
