@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support.descriptors import open_descriptors
 
 # How long an example takes says nothing about what it shows.
 settings.register_profile("untimed", deadline=None)
@@ -63,8 +64,8 @@ def root() -> None:
 
 @pytest.fixture
 def no_open_descriptors() -> Iterator[None]:
-    """The test leaves as many open descriptors as it found."""
-    gc.collect()  # what earlier tests have left to the collector is not closed meanwhile
-    before = len(os.listdir("/proc/self/fd"))
+    """The test leaves no descriptor open that was not open when it began (others may close meanwhile)."""
+    gc.collect()  # what earlier tests have left to the collector does not hide what this one leaves
+    before = open_descriptors()
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() - before == set()

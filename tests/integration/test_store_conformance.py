@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from support.descriptors import open_descriptors
 from support.servers import Server
 
 from incremental_backups_tools import durable
@@ -361,7 +362,7 @@ class TestLocalStore(StoreContract):
 
     def test_descriptors_are_closed(self, store: Store) -> None:
         store.create("k/a", b"x")
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         store.create("k/b", b"x")
         store.read("k/a")
         store.list_objects("k/")
@@ -372,7 +373,7 @@ class TestLocalStore(StoreContract):
             store.open("k")
         with pytest.raises(ObjectExistsError):
             store.create("k/a", b"x")
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() - before == set()
 
 
 class TestFileUrl(TestLocalStore):

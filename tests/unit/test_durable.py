@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.descriptors import open_descriptors
 
 from incremental_backups_tools import durable
 
@@ -95,7 +96,7 @@ def test_a_pending_file_takes_one_component_only(tmp_path: Path, name: str) -> N
 
 
 def test_descriptors_are_closed(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(3):
         with durable.atomic_write(tmp_path / "a") as file:
             file.write(b"x")
@@ -103,7 +104,7 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
             pass
         durable.fsync_directory(tmp_path)
         durable.make_directories(tmp_path / "x" / "y")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() - before == set()
 
 
 def test_of_many_exclusive_writers_one_succeeds(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.descriptors import open_descriptors
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import sort_key
@@ -63,7 +64,7 @@ def test_names_come_in_sort_order(tmp_path: Path) -> None:
 
 
 def test_a_deep_tree_is_walked_with_few_descriptors(deep: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     tree = Tree(deep)
     most = 0
     paths = []
@@ -72,7 +73,7 @@ def test_a_deep_tree_is_walked_with_few_descriptors(deep: Path) -> None:
         os.stat(found.name, dir_fd=found.dir_fd, follow_symlinks=False)
         if found.fd is not None:
             assert os.fstat(found.fd).st_ino == found.stat.st_ino
-        most = max(most, len(os.listdir("/proc/self/fd")) - before)
+        most = max(most, len(open_descriptors() - before))
     assert paths == expected(deep)
     assert tree.problems == []
     assert most <= MAX_OPEN_DIRS + 3
