@@ -16,11 +16,10 @@ from blake3 import blake3
 
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.policy import MAX_EXACT_LEN
-from incremental_backups_tools.chain.rebuild import iter_content
+from incremental_backups_tools.chain.rebuild import iter_content, patch_in_turn
 from incremental_backups_tools.chain.resolve import ResolvedEntry
-from incremental_backups_tools.delta import patch
 from incremental_backups_tools.exceptions import IntegrityError, LimitExceededError, RepositoryError
-from incremental_backups_tools.tree.entry import Location, printable
+from incremental_backups_tools.tree.entry import printable
 
 _MAX_BETWEEN_LEN: Final = 2 * MAX_EXACT_LEN
 
@@ -34,7 +33,7 @@ class OldContents:
         self._are_at_hand = True
         self._archives = archives
 
-    def read(self, resolved: ResolvedEntry) -> bytes | None:
+    def read(self, resolved: ResolvedEntry) -> bytes | memoryview | None:
         """The content of an entry that may be held in memory, holes as zeros; None where it cannot be reached.
 
         Raises:
@@ -60,20 +59,9 @@ class OldContents:
             )
         return content
 
-    def _content(self, resolved: ResolvedEntry) -> bytes:
+    def _content(self, resolved: ResolvedEntry) -> bytes | memoryview:
         data = resolved.data
         if data and data[0].sparse is None and max(location.length for location in data) <= _MAX_BETWEEN_LEN:
             with suppress(LimitExceededError):  # a version in between was larger than those of today
-                return self._patched(data)
+                return patch_in_turn(map(self._archives.read, data), max_output=_MAX_BETWEEN_LEN)
         return b"".join(iter_content(resolved, self._archives))
-
-    def _patched(self, data: tuple[Location, ...]) -> bytes:
-        """A whole copy with one delta after the other applied.
-
-        To compose these first takes time that grows with the square of their number, and spares the reading of long
-        files that changed often: these here are short.
-        """
-        content = self._archives.read(data[0])
-        for location in data[1:]:
-            content = patch(content, self._archives.read(location), max_output=_MAX_BETWEEN_LEN)
-        return content

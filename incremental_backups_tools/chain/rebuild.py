@@ -7,7 +7,8 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from incremental_backups_tools.archive.volume_reader import VolumeReader
@@ -15,6 +16,7 @@ from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.basis import checked_extents, open_basis
 from incremental_backups_tools.chain.deltas import Ranges, open_program
 from incremental_backups_tools.chain.resolve import ResolvedEntry
+from incremental_backups_tools.delta import patch
 from incremental_backups_tools.delta.piecewise import iter_patched
 from incremental_backups_tools.exceptions import BackupError, IntegrityError, LimitExceededError
 from incremental_backups_tools.idle import IdleWorkers
@@ -102,15 +104,33 @@ def _read_ahead(resolved: Sequence[ResolvedEntry], archives: Archives) -> _Ahead
 
 def _read_whole(resolved: ResolvedEntry, ahead: _Ahead) -> bytes | memoryview | BackupError:
     try:
-        if len(resolved.data) == 1:
-            [location] = resolved.data
-            if location.sparse is None and location.length == resolved.entry.size:
-                found = ahead.get(location)
-                if found is not None:
-                    return found
+        held = [found for found in map(ahead.get, resolved.data) if found is not None]
+        if held and len(held) == len(resolved.data) and resolved.data[0].sparse is None:
+            with suppress(LimitExceededError):  # a version in between was much larger than this one
+                content = patch_in_turn(held, max_output=_MAX_AHEAD_LEN)
+                if len(content) == resolved.entry.size:
+                    return content
         return b"".join(iter_content(resolved, ahead))
     except BackupError as error:
         return error
+
+
+def patch_in_turn(pieces: Iterable[bytes | memoryview], *, max_output: int) -> bytes | memoryview:
+    """A whole copy with one delta after the other applied, all of which are held.
+
+    To compose the deltas first takes time that grows with the square of their number, and spares the reading of long
+    files that changed often: this is for short ones.
+
+    Args:
+        max_output: most bytes of any version.
+
+    Raises:
+        DeltaFormatError, LimitExceededError: as :func:`patch`.
+    """
+    content, *deltas = pieces
+    for delta in deltas:
+        content = patch(content, delta, max_output=max_output)
+    return content
 
 
 def iter_content(

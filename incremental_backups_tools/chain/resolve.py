@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -25,6 +26,8 @@ from incremental_backups_tools.repository.layout import Role, parse_object_name
 from incremental_backups_tools.tree.diff import CREATED, DELETED, METADATA, content_identity
 from incremental_backups_tools.tree.entry import FILE, Entry, IndexDigest, Location, printable, sort_key
 
+# In place of the next group of changes.
+_AT_END: Final = (None, ())
 # A version stands on another at most twice in one backup: a link on its target, that on the parent's path.
 _STEPS_PER_BACKUP: Final = 2
 
@@ -233,21 +236,49 @@ class _Resolver:
                     yield level, self._resolved(version, level)
 
     def _groups(self) -> Iterator[list[tuple[int, _Version | None]]]:
-        """For each path its versions as (level, version), None where it was deleted."""
-        streams = [self._stream(level) for level in range(len(self._states))]
-        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda item: item[:2])
-        for _, group in groupby(merged, key=lambda item: item[0]):
-            versions: list[tuple[int, _Version | None]] = []
-            current: _Version | None = None
-            for _, level, line in group:
-                current = self._step(current, line, level)
-                versions.append((level, current))
-            yield versions
+        """For each path its versions as (level, version), None where it was deleted.
+
+        The full's lines, of which most have no others, are joined with all later ones merged before.
+        """
+        changes = groupby(self._changes(), key=itemgetter(0))
+        key, group = next(changes, _AT_END)
+        for line in self._lines(0):
+            own_key = sort_key(line.path)
+            while key is not None and key < own_key:
+                yield self._versions([], group)
+                key, group = next(changes, _AT_END)
+            first = (0, self._step(None, line, 0))
+            if key == own_key:
+                yield self._versions([first], group)
+                key, group = next(changes, _AT_END)
+            else:
+                yield [first]
+        while key is not None:
+            yield self._versions([], group)
+            key, group = next(changes, _AT_END)
+
+    def _versions(
+        self, versions: list[tuple[int, _Version | None]], group: Iterable[tuple[bytes, int, StateLine]]
+    ) -> list[tuple[int, _Version | None]]:
+        """*versions*, and after them those that the lines of later states make of their last one."""
+        current = versions[-1][1] if versions else None
+        for _, level, line in group:
+            current = self._step(current, line, level)
+            versions.append((level, current))
+        return versions
+
+    def _changes(self) -> Iterator[tuple[bytes, int, StateLine]]:
+        """The lines of all states but the full's, by path and level."""
+        streams = [self._stream(level) for level in range(1, len(self._states))]
+        return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=itemgetter(0, 1))
 
     def _stream(self, level: int) -> Iterator[tuple[bytes, int, StateLine]]:
-        for line in self._states[level].lines():
-            if self._wanted is None or line.path in self._wanted:
-                yield sort_key(line.path), level, line
+        for line in self._lines(level):
+            yield sort_key(line.path), level, line
+
+    def _lines(self, level: int) -> Iterable[StateLine]:
+        lines, wanted = self._states[level].lines(), self._wanted
+        return lines if wanted is None else (line for line in lines if line.path in wanted)
 
     def _step(self, current: _Version | None, line: StateLine, level: int) -> _Version | None:
         """The version of a path after *line*, given the one before it."""
@@ -342,7 +373,7 @@ class _Resolver:
         while True:
             if version.entry.link_of is None and version.since < first:
                 return version.entry.path
-            reference = next(iter(_references(version, level)), None)
+            reference = _reference(version, level)
             if reference is None:
                 return None
             level = reference[0]
@@ -356,7 +387,7 @@ class _Resolver:
         data, sigs = version.data, version.sigs
         holder, sig_digest = version, version.sig_digest
         steps = _STEPS_PER_BACKUP * len(self._states) + 1
-        while reference := next(iter(_references(holder, level)), None):
+        while reference := _reference(holder, level):
             level = reference[0]
             base = self._version_at(reference)
             steps -= 1
@@ -396,9 +427,8 @@ def _check_digest(header: StateHeader, digest: IndexDigest) -> None:
         )
 
 
-def _references(version: _Version, level: int) -> Iterator[tuple[int, bytes]]:
-    """The versions whose content *version*, looked at in the index of *level*, needs."""
-    if version.entry.type == FILE and version.entry.link_of is not None:
-        yield level, version.entry.link_of
-    elif version.base is not None:
-        yield version.base
+def _reference(version: _Version, level: int) -> tuple[int, bytes] | None:
+    """The version whose content *version*, looked at in the index of *level*, needs; None where it needs no other."""
+    if version.entry.link_of is not None and version.entry.type == FILE:
+        return level, version.entry.link_of
+    return version.base

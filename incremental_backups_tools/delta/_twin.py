@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from incremental_backups_tools.delta._exact_twin import exact_delta
 from incremental_backups_tools.delta.formats import (
     COPY_N1_N1,
+    DELTA_MAGIC,
     END,
     LITERAL_N1,
     SHORT_LITERAL_MAX,
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["build_table", "exact_delta", "hash_blocks", "parse_commands", "search", "strong_sum", "weak_sum"]
+__all__ = [
+    "apply_delta",
+    "build_table",
+    "exact_delta",
+    "hash_blocks",
+    "parse_commands",
+    "search",
+    "strong_sum",
+    "weak_sum",
+]
 
 LANES = 8
 """Windows taken at once where matches follow each other."""
@@ -376,6 +386,31 @@ def parse_commands(data: Buffer, base: int, /) -> tuple[int, int, bytes]:
         commands.append(_TRIPLE.pack(kind, offset, length))
         following = header_end + length if kind == LITERAL else header_end
     return PARSE_MORE, following, b"".join(commands)
+
+
+def apply_delta(basis: Buffer, delta: Buffer, max_len: int, /) -> bytes | None:
+    """The file that *delta* makes of *basis*.
+
+    Returns:
+        None where the delta is damaged, not for this basis, or makes more than *max_len* bytes: who wants to know
+        which reads its commands.
+    """
+    old, view = memoryview(basis), memoryview(delta)
+    out = bytearray()
+    status, following = PARSE_MORE, len(DELTA_MAGIC)
+    if view[:following] != DELTA_MAGIC:
+        return None
+    while status == PARSE_MORE:
+        start = following
+        status, following, packed = parse_commands(view[start:], start)
+        if status == PARSE_MORE and following == start:
+            return None
+        for kind, offset, length in _TRIPLE.iter_unpack(packed):
+            source = old if kind == COPY else view
+            if offset + length > len(source) or len(out) + length > max_len:
+                return None
+            out += source[offset : offset + length]
+    return bytes(out) if status == PARSE_END and following == len(view) else None
 
 
 def _parameter_widths(opcode: int) -> tuple[int, int]:

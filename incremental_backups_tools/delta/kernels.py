@@ -55,6 +55,8 @@ class Kernel(Protocol):
 
     def parse_commands(self, data: Buffer, base: int, /) -> tuple[int, int, bytes]: ...
 
+    def apply_delta(self, basis: Buffer, delta: Buffer, max_len: int, /) -> bytes | None: ...
+
 
 @cache
 def _find_native() -> Kernel | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from incremental_backups_tools.delta._twin import COPY
 from incremental_backups_tools.delta.commands import CommandReader
+from incremental_backups_tools.delta.kernels import choose_kernel
 from incremental_backups_tools.delta.streams import (
     FileOrBuffer,
     Reservation,
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check_copies", "patch"]
 
+_BUFFERS = (bytes, bytearray, memoryview)
 _BUFFER_LEN = 256 * 1024
 _RESERVE_MIN = 8 * 1024 * 1024
 _RESERVE_MAX = 1024 * 1024 * 1024
+# What is held and makes no more than this becomes a file in one call of the kernel.
+_HELD_MAX = 1024 * 1024 * 1024
 
 
 @overload
@@ -80,6 +84,12 @@ def patch(
         ValueError: *basis* cannot seek.
         OSError: reading or writing failed.
     """
+    if out is None and isinstance(basis, _BUFFERS) and isinstance(delta, _BUFFERS):
+        max_len = _HELD_MAX if max_output is None else min(max_output, _HELD_MAX)
+        patched = choose_kernel(kernel).apply_delta(basis, delta, max_len)
+        if patched is not None:
+            return patched
+        # Going through its commands tells what is wrong, or makes what is very long.
     sink = io.BytesIO() if out is None else out
     with open_seekable(basis) as basis_file, open_stream(delta) as delta_file:
         written = _apply(basis_file, CommandReader(delta_file, kernel=kernel), sink, max_output)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import re
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,8 +35,7 @@ TYPES: Final = frozenset({FILE, DIRECTORY, SYMLINK, FIFO, CHAR_DEVICE, BLOCK_DEV
 DIGEST_MODULUS: Final = 1 << 256
 _ABSENT: Final = b"\xff\xff\xff\xff"
 _MAX_INT: Final = (1 << 63) - 1
-# An empty, ``.`` or ``..`` component, or a NUL.
-_UNSAFE_PATH: Final = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
+_UNSAFE_COMPONENTS: Final = frozenset((b"", b".", b".."))
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -196,9 +194,9 @@ def check_rel_path(rel_path: bytes) -> bytes:
     Raises:
         UnsafePathError: empty, absolute, with a NUL, or with an empty, ``.`` or ``..`` component.
     """
-    if rel_path == ROOT:
-        return rel_path
-    if _UNSAFE_PATH.search(rel_path):
+    if b"\0" in rel_path or not _UNSAFE_COMPONENTS.isdisjoint(rel_path.split(b"/")):
+        if rel_path == ROOT:
+            return rel_path
         raise UnsafePathError(f"path {printable(rel_path)} is not a plain path below the backup's root")
     return rel_path
 
@@ -344,6 +342,7 @@ def entry_of_line(line: EntryLine) -> Entry:
     path = path_of_line(line)
     if line.mode is None or line.uid is None or line.gid is None or line.mtime_ns is None:
         raise StateFormatError(f"entry {printable(path)}: mode, uid, gid or mtime_ns is missing")
+    is_plain = _is_plain(line)
     try:
         entry = Entry(
             path=path,
@@ -355,16 +354,8 @@ def entry_of_line(line: EntryLine) -> Entry:
             group=bytes_of(line.group, line.group_b64),
             size=line.size or 0,
             mtime_ns=line.mtime_ns,
-            target=bytes_of(line.target, line.target_b64),
-            link_of=_checked(bytes_of(line.link_of, line.link_of_b64)),
-            device=line.device,
-            flags=tuple(line.flags),
-            xattrs=tuple((_unb64(name), _unb64(value)) for name, value in line.xattrs) if line.xattrs else (),
-            acl=line.acl,
-            sparse=None if line.sparse is None else tuple(line.sparse),
             digest=None if line.digest is None else bytes.fromhex(line.digest),
             data=line.data,
-            source=_checked(bytes_of(line.from_, line.from_b64)),
             sig=line.sig,
             unstable=line.unstable,
             change_key=line.change_key,
@@ -372,14 +363,48 @@ def entry_of_line(line: EntryLine) -> Entry:
             inode=line.inode,
             dev=line.dev,
         )
+        if not is_plain:
+            entry = msgspec.structs.replace(entry, **_odd_fields_of(line))
     except ValueError as error:
         raise StateFormatError(f"entry {printable(path)}: {error}") from None
     problem = _impossible(entry)
+    if problem is None and not is_plain:
+        problem = _impossible_odd_field(entry)
     if problem is None and (line.size is None) == (entry.type == FILE):
         problem = "a size is what regular files have, and nothing else"
     if problem:
         raise StateFormatError(f"entry {printable(path)}: {problem}")
     return entry
+
+
+def _is_plain(line: EntryLine) -> bool:
+    """Whether *line* has none of the fields that few entries have."""
+    return (
+        line.target is None
+        and line.target_b64 is None
+        and line.link_of is None
+        and line.link_of_b64 is None
+        and line.device is None
+        and not line.flags
+        and not line.xattrs
+        and line.acl is None
+        and line.sparse is None
+        and line.from_ is None
+        and line.from_b64 is None
+    )
+
+
+def _odd_fields_of(line: EntryLine) -> dict[str, Any]:
+    return {
+        "target": bytes_of(line.target, line.target_b64),
+        "link_of": _checked(bytes_of(line.link_of, line.link_of_b64)),
+        "device": line.device,
+        "flags": tuple(line.flags),
+        "xattrs": tuple((_unb64(name), _unb64(value)) for name, value in line.xattrs),
+        "acl": line.acl,
+        "sparse": None if line.sparse is None else tuple(line.sparse),
+        "source": _checked(bytes_of(line.from_, line.from_b64)),
+    }
 
 
 def _unb64(text: str) -> bytes:
@@ -391,7 +416,7 @@ def _checked(rel_path: bytes | None) -> bytes | None:
 
 
 def _impossible(entry: Entry) -> str | None:
-    """What is wrong with the fields of *entry*, if anything."""
+    """What is wrong with the fields that every entry may have, if anything."""
     if entry.type not in TYPES:
         return f"unknown type {entry.type!r}"
     if not 0 <= entry.mode <= 0o7777:
@@ -404,25 +429,35 @@ def _impossible(entry: Entry) -> str | None:
         return f"owner {entry.uid}:{entry.gid} is out of range"
     if entry.type == SYMLINK and entry.target is None and entry.link_of is None:
         return "a symlink without a target"
-    if entry.target is not None and (not entry.target or b"\0" in entry.target):
-        return "a symlink's target that no file system can hold"
     if entry.path == ROOT and entry.type != DIRECTORY:
         return "the root is not a directory"
     if entry.device is None and entry.link_of is None and entry.type in (CHAR_DEVICE, BLOCK_DEVICE):
         return "a device node without its numbers"
+    if entry.digest is not None and (len(entry.digest) != 32 or entry.type != FILE):
+        return "a digest that is not 32 bytes, or not of a regular file"
+    return _impossible_location(entry)
+
+
+def _impossible_odd_field(entry: Entry) -> str | None:
+    """What is wrong with the fields that few entries have, if anything."""
+    if entry.target is not None and (not entry.target or b"\0" in entry.target):
+        return "a symlink's target that no file system can hold"
     if entry.device is not None and not all(0 <= number < 1 << 32 for number in entry.device):
         return "device numbers out of range"
     if entry.link_of is not None and (entry.type == DIRECTORY or entry.link_of == entry.path):
         return "a hard link of a directory or of itself"
-    if entry.digest is not None and (len(entry.digest) != 32 or entry.type != FILE):
-        return "a digest that is not 32 bytes, or not of a regular file"
     if entry.acl is not None and entry.acl.access is None and entry.acl.default is None:
         return "an empty acl"
     if entry.flags and not _is_strictly_sorted(entry.flags):
         return "flags that are not sorted, or stand twice"
     if entry.xattrs and not _is_strictly_sorted([name for name, _ in entry.xattrs]):
         return "extended attributes that are not sorted, or stand twice"
-    return _impossible_location(entry)
+    end = 0
+    for offset, length in entry.sparse or ():
+        if offset < end or length < 0 or offset + length > entry.size:
+            return "a sparse map that is not sorted extents within the file"
+        end = offset + length
+    return None
 
 
 def _is_strictly_sorted(items: Sequence[Any]) -> bool:
@@ -438,12 +473,6 @@ def _impossible_location(entry: Entry) -> str | None:
                 return fault
             if data_len(place.sparse) != place.length:
                 return f"a sparse copy of {place.length} bytes, its map has {data_len(place.sparse)}"
-    if entry.sparse is not None:
-        end = 0
-        for offset, length in entry.sparse:
-            if offset < end or length < 0 or offset + length > entry.size:
-                return "a sparse map that is not sorted extents within the file"
-            end = offset + length
     return None
 
 

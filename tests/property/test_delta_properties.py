@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from incremental_backups_tools.chain.rebuild import patch_in_turn
 from incremental_backups_tools.delta import (
     Delta,
     DeltaBuilder,
@@ -125,6 +126,7 @@ def test_composing_a_chain_is_patching_along_it(versions, block_len):
         for step in reversed(steps[:-1]):
             backward = compose(step, backward, kernel=kernel)
         assert patch(versions[0], forward) == patch(versions[0], backward) == versions[-1]
+        assert patch_in_turn([versions[0], *steps], max_output=1000) == versions[-1]
         assert b"".join(iter_patched(InMemory(versions[0]), program_of(steps, kernel))) == versions[-1]
 
 
@@ -183,6 +185,13 @@ def test_any_bytes_as_a_delta_give_documented_errors_and_the_same_on_both_kernel
     ):
         results = [outcome(lambda kernel=kernel, call=call: call(kernel)) for kernel in KERNELS]
         assert results[0] == results[1]
+    for limit in (5000, 50):  # what is held is made at once, what is a file command by command
+        streamed = outcome(lambda limit=limit: patch(io.BytesIO(basis), io.BytesIO(first), max_output=limit))
+        held = [
+            outcome(lambda kernel=kernel, limit=limit: patch(basis, first, max_output=limit, kernel=kernel))
+            for kernel in KERNELS
+        ]
+        assert held == [streamed, streamed]
 
 
 @settings(max_examples=200, deadline=None)

@@ -236,3 +236,24 @@ def test_the_extension_loads_into_a_sub_interpreter():
     finally:
         interpreters.destroy(interpreter)
     assert failure is None
+
+
+def test_a_delta_of_what_is_held_is_applied_at_once_or_not_at_all(kernel):
+    basis, whole = b"0123456789", b"rs\x026" + b"\x45\x02\x03" + b"\x02ab" + b"\x45\x00\x0a" + b"\0"
+    assert kernel.apply_delta(basis, whole, 15) == b"234ab0123456789"
+    assert kernel.apply_delta(basis, whole, 14) is None  # more than it may make
+    assert kernel.apply_delta(basis[:9], whole, 15) is None  # copies beyond the end
+    assert kernel.apply_delta(basis, whole + b"\0", 15) is None  # goes on after its end
+    assert kernel.apply_delta(b"", b"rs\x026\0", 0) == b""
+    for length in range(len(whole)):
+        assert kernel.apply_delta(basis, whole[:length], 15) is None
+
+
+def test_a_delta_of_many_commands_is_applied_whole(kernel):
+    count = 1000
+    delta = b"rs\x026" + b"".join(b"\x01%c\x45\x01\x02" % (number % 256) for number in range(count)) + b"\0"
+    expected = b"".join(b"%cbc" % (number % 256) for number in range(count))
+    assert kernel.apply_delta(b"abc", delta, 3 * count) == expected
+    assert kernel.apply_delta(b"ab", delta, 3 * count) is None
+    large = b"rs\x026\x4f" + bytes(4) + (1 << 20).to_bytes(4, "big") + b"\0"
+    assert kernel.apply_delta(bytes(1 << 20), large, 1 << 20) == bytes(1 << 20)

@@ -12,6 +12,7 @@
  *   search.c    what of a new file is in the old one
  *   exact.c     a delta of two buffers, where the old bytes are at hand
  *   parse.c     the commands of a delta
+ *   apply.c     a delta applied to a basis that is held
  *
  * Each fast loop has a plain one beside it that says the same thing and serves where the fast one is missing.
  */
@@ -207,5 +208,13 @@ enum ibt_parse_status {
  * lie beyond data. *next becomes the offset in the delta of the first command not parsed. */
 enum ibt_parse_status ibt_parse(const uint8_t *data, size_t len, uint64_t base, ibt_command *commands, size_t cap,
                                 size_t *count, uint64_t *next);
+
+/* --- applying a delta to a basis that is held (apply.c) --- */
+
+/* Bytes of the file that a delta makes of a basis of basis_len bytes; 0, or -1 where the delta is not whole and sound,
+ * copies beyond the basis, or makes more than max_len bytes. */
+int ibt_patched_len(const uint8_t *delta, size_t delta_len, size_t basis_len, uint64_t max_len, uint64_t *length);
+/* Make that file of a delta that ibt_patched_len() has passed; out has room for it. */
+void ibt_apply(const uint8_t *delta, size_t delta_len, const uint8_t *basis, uint8_t *out);
 
 #endif
