@@ -36,6 +36,7 @@ from incremental_backups_tools.tree.destination import (
 )
 from incremental_backups_tools.tree.entry import Entry
 from incremental_backups_tools.tree.metadata import MetadataApplier
+from incremental_backups_tools.tree.sync_ahead import SyncAhead
 from incremental_backups_tools.tree.writer import FATAL_ERRORS, Step, TreeWriter, beside, check_content
 
 SourceT = TypeVar("SourceT")
@@ -173,6 +174,7 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         self._max_batch_dirs = max(2, _MAX_DIRS // (max_in_flight + 1))
         self._stop = threading.Event()
         self._idle = IdleWorkers(self._pool, threads - 1, self._stop) if self._pool is not None else None
+        self._sync_ahead = SyncAhead(destination.fd) if self._pool is not None and durable else None
         self._batch: _Batch[SourceT] | None = None
         self._jobs: set[_Batch[SourceT] | _Large[SourceT]] = set()
         self._waiting = 0
@@ -228,9 +230,16 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         self._stop.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._sync_ahead is not None:
+            self._sync_ahead.abort()
         while self._jobs:
             self._jobs.pop().close()
         super().abort()
+
+    def _sync(self) -> None:
+        if self._sync_ahead is not None:
+            self._sync_ahead.finish()
+        super()._sync()
 
     def _wait_for_data(self) -> None:
         futures: list[Future[Any]] = [job.future for job in self._jobs if job.future is not None]
@@ -338,6 +347,8 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         assert batch.future is not None  # it is submitted
         outcomes = batch.future.result()
         self._close(batch, len(batch.files))
+        if self._sync_ahead is not None:
+            self._sync_ahead.wrote(batch.size)
         for file, outcome in zip(batch.files, outcomes, strict=True):
             entry = file.entry
             if outcome == 0:

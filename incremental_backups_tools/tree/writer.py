@@ -284,7 +284,7 @@ class TreeWriter:
             self._leave()
         self.flush()
         if self._durable:
-            sync_filesystem(self._destination.fd)
+            self._sync()
 
     def abort(self) -> None:
         """Remove the temporary files that have not reached their place."""
@@ -330,9 +330,17 @@ class TreeWriter:
         """Give every name in the queue what it waits for, with all data on the disk where that replaces any."""
         if self._durable and self._replacing:
             self._wait_for_data()
-            sync_filesystem(self._destination.fd)
+            self._sync()
         while self._queue:
             self._carry_out()
+
+    def _sync(self) -> None:
+        """Bring all that was written onto the disk.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        sync_filesystem(self._destination.fd)
 
     def _wait_for_data(self) -> None:
         """Come back when the data of all that is in the queue has been written."""
