@@ -87,14 +87,18 @@ class FrameReader:
         for index, frame, load in self._loads(indexes):
             yield LoadedFrame(index, frame, load())
 
+    def at_hand(self, index: int) -> bytes | None:
+        """The content of a frame that was kept; None where it was not."""
+        return self._cache.get(self, index)
+
     def keep(self, loaded: LoadedFrame) -> None:
         """Have a frame at hand for the next time."""
         if not isinstance(loaded.content, BackupError):
             self._cache.put(self, loaded.index, loaded.content)
 
-    def drop(self, loaded: LoadedFrame) -> None:
-        """Have it no more."""
-        self._cache.drop(self, loaded.index)
+    def drop(self, index: int) -> None:
+        """Have a frame at hand no more."""
+        self._cache.drop(self, index)
 
     def raw(self, index: int) -> RawFrame:
         """A frame that is not decompressed yet.

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from incremental_backups_tools.archive.frame_cache import FrameCache
 from incremental_backups_tools.archive.frame_reader import FrameReader, LoadedFrame, RawFrame, fetch
@@ -26,9 +26,6 @@ from incremental_backups_tools.exceptions import (
     LimitExceededError,
 )
 from incremental_backups_tools.idle import IdleWorkers
-
-if TYPE_CHECKING:
-    pass
 
 # One fetch for the table of a volume of up to 2,046 frames (2 GiB of tar).
 _TAIL_LEN = 16 << 10
@@ -97,6 +94,16 @@ class VolumeReader:
                 says.
             IntegrityError: a damaged frame.
         """
+        self._check_range(offset, length)
+        index = self._table.find(offset)
+        if length and (content := self._frames.at_hand(index)) is not None:
+            frame = self._table.frame(index)
+            start = offset - frame.tar_offset
+            piece = content[start : start + length]
+            if len(piece) == length:
+                if _is_read_up(frame, offset + length):
+                    self._frames.drop(index)
+                return piece
         return b"".join(self.iter_range(offset, length))
 
     def iter_range(
@@ -278,11 +285,15 @@ class VolumeReader:
 
         None is a frame that was read to its end.
         """
-        frame = loaded.frame
-        if end is not None and end + -end % _TAR_BLOCK_LEN < frame.tar_offset + frame.tar_len:
-            self._frames.keep(loaded)
+        if end is None or _is_read_up(loaded.frame, end):
+            self._frames.drop(loaded.index)
         else:
-            self._frames.drop(loaded)
+            self._frames.keep(loaded)
+
+
+def _is_read_up(frame: Frame, end: int) -> bool:
+    """Whether nothing but padding comes in a frame after the byte *end*."""
+    return end + -end % _TAR_BLOCK_LEN >= frame.tar_offset + frame.tar_len
 
 
 @contextmanager

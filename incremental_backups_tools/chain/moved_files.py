@@ -207,6 +207,12 @@ class _Remaining:
 
     def _lacked_of(self, lines: bytes) -> Iterator[bytes]:
         """The same of lines without directories. First come those of the last directory, then of those above it."""
+        last = lines.rfind(b"\n", 0, -1) + 1
+        for beginning, files in reversed(self._above):
+            if files is not None:
+                break
+            if lines.startswith(beginning, last):
+                return  # all are of directories that are as they were
         begin = 0
         while begin < len(lines):
             self._leave(lines[begin : lines.index(b"\n", begin)])

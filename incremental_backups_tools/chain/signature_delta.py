@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Final
 
 from incremental_backups_tools.delta import Signature
@@ -24,15 +25,23 @@ def make_signature_delta(old: Signature, new: bytes) -> bytes | None:
         return None
     out = io.BytesIO()
     commands = CommandWriter(out)
-    commands.copy(0, _HEADER_LEN)
-    stride = _WEAK_LEN + old.strong_len
-    for start in range(_HEADER_LEN, len(new), stride):
-        record = new[start : start + stride]
-        if before[start : start + stride] == record:
-            commands.copy(start, stride)
+    for is_same, start, end in _runs(before, new, _WEAK_LEN + old.strong_len):
+        if is_same:
+            commands.copy(start, end - start)
         else:
-            commands.literal(record)
+            commands.literal(new[start:end])
     commands.finish()
     delta = out.getvalue()
     # The header alone would spare a byte or two, and the next backup would read two members for it.
     return delta if commands.copied_bytes > _HEADER_LEN and len(delta) < len(new) else None
+
+
+def _runs(before: bytes, new: bytes, stride: int) -> Iterator[tuple[bool, int, int]]:
+    """Where records of *new* are those of *before*, and where not: begins and ends, of the header first."""
+    begin, was_same = 0, True
+    for start in range(_HEADER_LEN, len(new), stride):
+        is_same = before[start : start + stride] == new[start : start + stride]
+        if is_same is not was_same:
+            yield was_same, begin, start
+            begin, was_same = start, is_same
+    yield was_same, begin, len(new)

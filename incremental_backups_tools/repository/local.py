@@ -62,22 +62,30 @@ class LocalStore(Store):
         )
 
     def open(self, name: str) -> BinaryIO:
+        descriptor, _ = self._open_regular(name)
+        return cast(BinaryIO, io.BufferedReader(TranslatedFile(descriptor, "rb", name=name, url=self.url)))
+
+    def _open_regular(self, name: str) -> tuple[int, int]:
+        """The descriptor of an object, the caller's to close, and its size."""
         with translated("open", name, self.url), self._directory_of(name) as (directory, base):
             descriptor = os.open(base, _READ_FLAGS, dir_fd=directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise RepositoryError(f"{name} in {self.url} is not a regular file")
-        return cast(BinaryIO, io.BufferedReader(TranslatedFile(descriptor, "rb", name=name, url=self.url)))
+        return descriptor, status.st_size
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         check_range(offset, length)
-        with self.open(name) as file:
+        descriptor, size = self._open_regular(name)
+        try:
             # The length may come from a damaged index: it is compared before memory is taken for it.
-            available = os.fstat(file.fileno()).st_size - offset
-            if available < length:
-                raise short_read(name, self.url, offset=offset, expected=length, actual=max(available, 0))
-            file.seek(offset)
-            data = file.read(length)
+            if size - offset < length:
+                raise short_read(name, self.url, offset=offset, expected=length, actual=max(size - offset, 0))
+            with translated("read", name, self.url):
+                data = _read_at(descriptor, offset, length)
+        finally:
+            os.close(descriptor)
         if len(data) != length:
             raise short_read(name, self.url, offset=offset, expected=length, actual=len(data))
         return data
@@ -180,8 +188,10 @@ class LocalStore(Store):
                 os.close(directory)
 
     def _open_below(self, root: int, parents: list[str]) -> int:
-        descriptor = os.dup(root)
-        for part in parents:
+        if not parents:
+            return os.dup(root)
+        descriptor = os.open(parents[0], _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=root)
+        for part in parents[1:]:
             try:
                 child = os.open(part, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=descriptor)
             finally:
@@ -240,6 +250,14 @@ class LocalSpool(Spool):
 
 def _open_raw(descriptor: int, *, name: str, url: str) -> io.RawIOBase:
     return TranslatedFile(descriptor, "r+b", name=name, url=url)
+
+
+def _read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """A range of a file, which is shorter only where the file ends."""
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _iter_statuses(directory: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
