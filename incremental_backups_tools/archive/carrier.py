@@ -8,8 +8,9 @@ the members there are written anew.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from incremental_backups_tools.archive.seek_table import Frame
 from incremental_backups_tools.archive.volume_reader import VolumeReader
@@ -20,14 +21,15 @@ from incremental_backups_tools.archive.volume_writer import FRAME_LEN, VolumeWri
 MIN_CARRIED_LEN: Final = FRAME_LEN // 4
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(msgspec.Struct):
     """Neighbouring members of one volume, of which the tar up to *position* was written."""
 
     reader: VolumeReader
     position: int
     end: int
-    members: deque[tuple[int, int]] = field(default_factory=deque)  # beginning and end, those not yet written
+    members: deque[tuple[int, int]] = msgspec.field(
+        default_factory=deque
+    )  # beginning and end, those not yet written
 
 
 class Carrier:

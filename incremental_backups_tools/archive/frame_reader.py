@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import msgspec
 import zstandard
 
 from incremental_backups_tools.archive.frame_cache import FrameCache
@@ -25,8 +25,7 @@ _AHEAD_LEN: Final = 8 << 20
 _Load = Callable[[], bytes | BackupError]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedFrame:
+class LoadedFrame(msgspec.Struct, frozen=True):
     """A frame, and what is in it or why that cannot be had."""
 
     index: int
@@ -34,8 +33,7 @@ class LoadedFrame:
     content: bytes | BackupError
 
 
-@dataclass(frozen=True, slots=True)
-class RawFrame:
+class RawFrame(msgspec.Struct, frozen=True):
     """A frame as it lies."""
 
     reader: FrameReader

@@ -19,8 +19,9 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+
+import msgspec
 
 from incremental_backups_tools.exceptions import ArchiveFormatError, LimitExceededError
 
@@ -42,8 +43,7 @@ _RESERVED_BITS = 0x7C
 _MAX_GROWTH = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """Where a frame lies in the file, and which bytes of the tar it holds."""
 
     offset: int

@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import BinaryIO
+
+import msgspec
 
 from incremental_backups_tools.archive.frame_writer import FrameWriter
 from incremental_backups_tools.archive.seek_table import MAX_FRAME_LEN
@@ -34,8 +35,7 @@ FRAME_LEN = 1 << 20
 _ZEROS = bytes(BLOCK_LEN)
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeInfo:
+class VolumeInfo(msgspec.Struct, frozen=True):
     """A finished volume.
 
     Attributes:
@@ -51,8 +51,7 @@ class VolumeInfo:
     member_count: int
 
 
-@dataclass(slots=True)
-class _OpenMember:
+class _OpenMember(msgspec.Struct):
     """The member being streamed, and what to go back to."""
 
     name: bytes

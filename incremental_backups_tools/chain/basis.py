@@ -11,10 +11,11 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 from typing import BinaryIO, Final, Protocol
+
+import msgspec
 
 from incremental_backups_tools.archive.frame_window import WINDOW_LEN, WindowPlan, WindowReader
 from incremental_backups_tools.archive.volume_reader import VolumeReader
@@ -115,8 +116,7 @@ class _Data(Protocol):
         """The bytes there."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
+class _Whole(msgspec.Struct, frozen=True):
     """A file without holes."""
 
     length: int
@@ -126,8 +126,7 @@ class _Whole:
         return self.data.iter_range(offset, length)
 
 
-@dataclass(frozen=True, slots=True)
-class _Holed:
+class _Holed(msgspec.Struct, frozen=True):
     """A file with holes, which are zeros from memory."""
 
     length: int

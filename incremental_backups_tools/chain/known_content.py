@@ -8,8 +8,9 @@ trusted: a wrong one finds nothing (``chain/content_table.py``).
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import BinaryIO
+
+import msgspec
 
 from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.index_cache import IndexCacheWriter, parse_resolved
@@ -20,8 +21,7 @@ from incremental_backups_tools.exceptions import FormatError, UnsafePathError
 from incremental_backups_tools.tree.entry import FILE
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """A content that is held already.
 
     Attributes:

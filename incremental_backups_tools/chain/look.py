@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
@@ -31,8 +30,7 @@ from incremental_backups_tools.tree.sparse import iter_zeros
 from incremental_backups_tools.tree.walk import Found, ProblemHandler
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """One line of a comparison: ``+ ~ m -``, the new entry (the old one where it is gone), and the old one."""
 
     op: str
@@ -40,8 +38,7 @@ class Difference:
     old: Entry | None
 
 
-@dataclass(frozen=True, slots=True)
-class DamagedBackup:
+class DamagedBackup(msgspec.Struct, frozen=True):
     """A backup whose header cannot be read, and why."""
 
     key: str
@@ -49,8 +46,7 @@ class DamagedBackup:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(msgspec.Struct, frozen=True):
     """What a repository, or one key of it, holds.
 
     Attributes:
@@ -158,8 +154,7 @@ def compare(new: Iterable[Entry], old: Iterable[Entry]) -> Iterator[Difference]:
             yield difference
 
 
-@dataclass(frozen=True, slots=True)
-class LiveEntry:
+class LiveEntry(msgspec.Struct, frozen=True):
     """An entry of a live directory, and the content that its digest is of, where that was wanted and is there."""
 
     entry: Entry

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from incremental_backups_tools.chain.frames_ahead import FrameBatch, FramesAhead
 from incremental_backups_tools.chain.resolve import ResolvedEntry
@@ -54,8 +55,7 @@ class FileAhead:
         return read if read.name == found.name else None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """Something that is to be done in the order of names.
 
     Attributes:

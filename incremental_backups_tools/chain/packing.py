@@ -11,7 +11,6 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -44,12 +43,11 @@ from incremental_backups_tools.tree.unchanged import for_next_time, is_unchanged
 from incremental_backups_tools.tree.walk import AnyWalk, Found, Passed
 
 
-@dataclass(slots=True)
-class PackingResult:
+class PackingResult(msgspec.Struct):
     """What one pass could not do, and what is worth a word."""
 
-    problems: list[Problem] = field(default_factory=list)
-    notices: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = msgspec.field(default_factory=list)
+    notices: list[Problem] = msgspec.field(default_factory=list)
 
 
 class Packer:

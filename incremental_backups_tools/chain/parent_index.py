@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from typing import BinaryIO, Final
+
+import msgspec
 
 from incremental_backups_tools.chain.content_table import ContentTable
 from incremental_backups_tools.chain.index_cache import (
@@ -28,8 +29,7 @@ CONTENTS_NAME: Final = "index-contents"
 _MAX_IDENTITY_LEN: Final = 1 << 26  # it names every backup of the chain
 
 
-@dataclass(frozen=True, slots=True)
-class ParentIndex:
+class ParentIndex(msgspec.Struct, frozen=True):
     """The index that a backup stands on.
 
     Attributes:

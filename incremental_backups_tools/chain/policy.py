@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from incremental_backups_tools.delta.block_length import choose_block_len, keep_block_len
 from incremental_backups_tools.delta.small_files import SmallFileSigning
@@ -66,8 +67,7 @@ def is_signed(size: int) -> bool:
     return size >= MIN_SIGNED_LEN
 
 
-@dataclass(frozen=True, slots=True)
-class Signing:
+class Signing(msgspec.Struct, frozen=True):
     """How long the blocks of signatures are.
 
     Attributes:

@@ -9,8 +9,9 @@ and with an expired full, rebased. So the bytes that are written again stay in p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from incremental_backups_tools.chain.state import FULL, StateHeader
 from incremental_backups_tools.chain.waste import Waste
@@ -24,8 +25,7 @@ MERGE_SHARE: Final = 0.5
 MAX_UNLISTED_LINKS: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRewrite:
+class PlannedRewrite(msgspec.Struct, frozen=True):
     """One backup that is written again in place of those before it.
 
     Attributes:
@@ -42,8 +42,7 @@ class PlannedRewrite:
     waste: Waste
 
 
-@dataclass(frozen=True, slots=True)
-class PrunePlan:
+class PrunePlan(msgspec.Struct, frozen=True):
     """What pruning does to a key.
 
     Attributes:

@@ -7,7 +7,6 @@ out in the same order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -59,11 +58,10 @@ class Placement(msgspec.Struct, frozen=True):
     twin: bytes | None = None
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """What was recorded. ``counts`` are of the new tree and its changes, ``total_bytes`` of all its files."""
 
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Counts.__struct_fields__, 0))
+    counts: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(Counts.__struct_fields__, 0))
     total_bytes: int = 0
     references: int = 0
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, Final, cast
 
+import msgspec
 import zstandard
 
 from incremental_backups_tools.tree.entry import DIRECTORY, ROOT, SYMLINK, Entry
@@ -78,8 +78,7 @@ def _iso_time(time_ns: int) -> bytes:
     )
 
 
-@dataclass(slots=True)
-class _Entered:
+class _Entered(msgspec.Struct):
     """A directory that the names given lie in."""
 
     path: bytes

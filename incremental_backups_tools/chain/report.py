@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from incremental_backups_tools.chain.state import Counts, Sizes
 from incremental_backups_tools.tree.entry import printable
 from incremental_backups_tools.tree.index import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class ReportFile:
+class ReportFile(msgspec.Struct, frozen=True):
     """A file that a backup added to its repository.
 
     Attributes:

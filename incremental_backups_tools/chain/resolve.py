@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Final
@@ -73,16 +72,14 @@ class _Version(msgspec.Struct, frozen=True):
     base: tuple[int, bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChainState:
+class ChainState(msgspec.Struct, frozen=True):
     """A state of a chain as the resolver needs it: its header, and a way to read its lines from the start."""
 
     header: StateHeader
     lines: Callable[[], Iterable[StateLine]]
 
 
-@dataclass(frozen=True, slots=True)
-class RunEntry:
+class RunEntry(msgspec.Struct, frozen=True):
     """A path before and after a run of backups.
 
     Attributes:

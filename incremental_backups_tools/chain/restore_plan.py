@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import msgspec
 
 from incremental_backups_tools.archive.frame_reader import READ_LEN
 from incremental_backups_tools.chain.archives import Archives
@@ -42,8 +43,7 @@ ARCHIVES: Final = "archives"
 _Range = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedObject:
+class PlannedObject(msgspec.Struct, frozen=True):
     """An object that is read.
 
     Attributes:
@@ -66,8 +66,7 @@ class PlannedObject:
         return sum(length for _, length in self.ranges)
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTier:
+class PlannedTier(msgspec.Struct, frozen=True):
     """The objects of one kind, taken together.
 
     Attributes:
@@ -84,8 +83,7 @@ class PlannedTier:
     requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class RestorePlan:
+class RestorePlan(msgspec.Struct, frozen=True):
     """What a restore reads.
 
     Attributes:

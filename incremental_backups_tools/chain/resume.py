@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
+import msgspec
 from blake3 import blake3
 
 from incremental_backups_tools.archive.members import file_member, special_member
@@ -37,8 +37,7 @@ class ResumeConflictError(Exception):
     """A member of a used volume is not what the source holds any more. Never leaves this room."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leftover:
+class Leftover(msgspec.Struct, frozen=True):
     """What a killed run left: its id, and for each role the number that the next volume gets."""
 
     backup_id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.old_content import OldContents
@@ -15,8 +15,7 @@ from incremental_backups_tools.delta.signature import block_len_of
 from incremental_backups_tools.tree.entry import Entry
 
 
-@dataclass(frozen=True, slots=True)
-class HeldFile:
+class HeldFile(msgspec.Struct, frozen=True):
     """A file that was read whole, holes as zeros.
 
     Attributes:
@@ -34,8 +33,7 @@ class HeldFile:
     signature: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SmallDelta:
+class SmallDelta(msgspec.Struct, frozen=True):
     """A delta, and what the next backup needs to make another.
 
     Attributes:

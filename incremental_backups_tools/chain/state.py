@@ -9,7 +9,6 @@ Format code; the two functions that read take a file or a store's range reader, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 import msgspec
@@ -114,8 +113,7 @@ class StateHeader(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     repository: str = ""  # the repository's id, where the state is signed: for that one alone
 
 
-@dataclass(frozen=True, slots=True)
-class StateLine:
+class StateLine(msgspec.Struct, frozen=True):
     """One entry of a state with its operation; a full's lines are all created."""
 
     op: str

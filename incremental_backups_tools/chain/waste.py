@@ -12,10 +12,11 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
+
+import msgspec
 
 from incremental_backups_tools.chain.archives import Archives
 from incremental_backups_tools.chain.deltas import open_composed
@@ -43,8 +44,7 @@ _USE: Final = """
 _PENDING_ROWS: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Waste:
+class Waste(msgspec.Struct, frozen=True):
     """Bytes of a run's files, and how many of them are dead."""
 
     total_bytes: int

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 import click
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class LazyCommand:
+class LazyCommand(msgspec.Struct, frozen=True):
     """A command that is not imported yet.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import click
+import msgspec
 
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import only_key, point_header, split_point
@@ -14,8 +13,7 @@ from incremental_backups_tools.points.when import LATEST
 from incremental_backups_tools.repository.repository import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(msgspec.Struct, frozen=True):
     """A backup that was found: its header, and the history of its key."""
 
     history: History

@@ -6,8 +6,9 @@ Both give the same delta and the same count for any input.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from incremental_backups_tools.delta.formats import (
     COPY_N1_N1,
@@ -32,8 +33,7 @@ _CANDIDATES: Final = 8
 _MASK: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
+class _Match(msgspec.Struct, frozen=True):
     """A range of the new bytes that the old ones have."""
 
     new_pos: int
@@ -41,14 +41,13 @@ class _Match:
     length: int
 
 
-@dataclass(slots=True)
-class _Pair:
+class _Pair(msgspec.Struct):
     old: bytes
     new: bytes
     end: int  # no match reaches beyond it in new
     compared: int
     bits: int = 4
-    index: dict[int, list[int]] = field(default_factory=dict)  # by hash: where windows of old begin
+    index: dict[int, list[int]] = msgspec.field(default_factory=dict)  # by hash: where windows of old begin
 
     def build_index(self) -> None:
         starts = range(0, len(self.old) - _WINDOW + 1, _STEP)

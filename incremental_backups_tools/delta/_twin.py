@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from incremental_backups_tools.delta._exact_twin import exact_delta
 from incremental_backups_tools.delta.formats import (
@@ -98,16 +99,17 @@ def _check_format(block_len: int, strong_len: int, weak: int, strong: int) -> No
         raise ValueError("block_len or strong_len out of range")
 
 
-@dataclass(slots=True)
-class _Table:
+class _Table(msgspec.Struct):
     block_len: int
     strong_len: int
     weak: int
     strong: int
-    weak_sums: list[int] = field(default_factory=list)
-    strong_sums: list[bytes] = field(default_factory=list)
-    blocks: dict[tuple[int, bytes], int] = field(default_factory=dict)  # the first block with both sums
-    weak_set: set[int] = field(default_factory=set)
+    weak_sums: list[int] = msgspec.field(default_factory=list)
+    strong_sums: list[bytes] = msgspec.field(default_factory=list)
+    blocks: dict[tuple[int, bytes], int] = msgspec.field(
+        default_factory=dict
+    )  # the first block with both sums
+    weak_set: set[int] = msgspec.field(default_factory=set)
 
     def continues(self, block: int, weak: int) -> bool:
         return 0 <= block < len(self.weak_sums) and self.weak_sums[block] == weak
@@ -140,8 +142,7 @@ def build_table(records: Buffer, block_len: int, strong_len: int, weak: int, str
     return table
 
 
-@dataclass(slots=True)
-class _Search:
+class _Search(msgspec.Struct):
     table: _Table
     data: memoryview
     pos: int
@@ -153,7 +154,7 @@ class _Search:
     known_first: int
     strong_bytes: int = 0
     false_alarms: int = 0
-    matches: list[list[int]] = field(default_factory=list)
+    matches: list[list[int]] = msgspec.field(default_factory=list)
 
     def has_room(self) -> bool:
         return BATCH - len(self.matches) >= LANES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, overload
+
+import msgspec
 
 from incremental_backups_tools.delta.block_length import choose_block_len
 from incremental_backups_tools.delta.kernels import Kernel, choose_kernel
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DeltaAndSignature", "DeltaAndSignatureBuilder", "DeltaBuilder", "delta", "delta_and_signature"]
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaAndSignature:
+class DeltaAndSignature(msgspec.Struct, frozen=True):
     """What one pass over a changed file gave: the delta was written, this is the rest.
 
     Attributes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+import msgspec
 
 from incremental_backups_tools.delta._twin import (
     COPY,
@@ -49,16 +50,14 @@ _JOIN_LEN = 16 * 1024
 one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(msgspec.Struct, frozen=True):
     """Take *length* bytes from *offset* of the basis."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(msgspec.Struct, frozen=True):
     """Take *length* bytes that stand in the delta itself, from *offset* on."""
 
     offset: int

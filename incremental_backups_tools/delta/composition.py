@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Protocol, cast
+
+import msgspec
 
 from incremental_backups_tools.delta._twin import COPY
 from incremental_backups_tools.delta.commands import CommandReader
@@ -45,8 +46,7 @@ class Program(Protocol):
         """Read bytes of literals into *buffer*; returns how many, and 0 only where there are no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class OneDelta:
+class OneDelta(msgspec.Struct, frozen=True):
     """The program of a delta, whose commands are read from it each time.
 
     Attributes:

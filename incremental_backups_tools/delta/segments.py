@@ -8,8 +8,9 @@ middle of unchanged data, this finds the same copies as one search from beginnin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
 
 from incremental_backups_tools.delta.parallel import map_in_order
 from incremental_backups_tools.delta.streams import read_into
@@ -35,8 +36,7 @@ than one."""
 _SEGMENT_BLOCKS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(msgspec.Struct, frozen=True):
     data: memoryview
     steps: list[Found]
     records: bytes

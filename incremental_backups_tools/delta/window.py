@@ -7,8 +7,9 @@ moves to the window's front and more is taken in.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import msgspec
 
 from incremental_backups_tools.delta.commands import CommandWriter
 from incremental_backups_tools.delta.formats import WEAK_LEN, SignatureMagic
@@ -39,8 +40,7 @@ class Hasher(Protocol):
         """Take in the next bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaStats:
+class DeltaStats(msgspec.Struct, frozen=True):
     """What a delta holds and what it cost to find.
 
     Attributes:
@@ -60,8 +60,7 @@ class DeltaStats:
     strong_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What one step of the kernel's search found; see ``_twin.search``."""
 
     pos: int

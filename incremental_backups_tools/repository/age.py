@@ -16,8 +16,9 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from incremental_backups_tools.exceptions import DecryptionError, FormatError, IntegrityError
 
@@ -44,8 +45,7 @@ _ARGUMENTS: Final = re.compile(rb"[\x21-\x7e]+(?: [\x21-\x7e]+)*")
 _MAC_LINE: Final = re.compile(rb"--- ([A-Za-z0-9+/]{43})")
 
 
-@dataclass(frozen=True, slots=True)
-class Stanza:
+class Stanza(msgspec.Struct, frozen=True):
     """The file key for one recipient, wrapped.
 
     Attributes:
@@ -57,8 +57,7 @@ class Stanza:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """A file's header.
 
     Attributes:
@@ -243,8 +242,7 @@ def unseal(key: bytes, sealed: bytes) -> bytes | None:
 # --- small files that a passphrase opens -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Passphrase:
+class Passphrase(msgspec.Struct, frozen=True):
     """Opens what was encrypted with a passphrase. Each try takes a second and 256 MiB by age's default."""
 
     text: str

@@ -13,8 +13,9 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
+
+import msgspec
 
 from incremental_backups_tools import durable
 from incremental_backups_tools.exceptions import RepositoryError
@@ -170,8 +171,7 @@ class Cache:
             self._on_problem(f"cannot {action} the cache {self.fs_path}: {error.strerror or error}")
 
 
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
+class CacheInfo(msgspec.Struct, frozen=True):
     """What is cached of one key of one repository, in bytes."""
 
     repository_id: str

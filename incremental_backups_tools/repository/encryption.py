@@ -15,10 +15,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Final, cast
 
+import msgspec
 from blake3 import blake3
 
 from incremental_backups_tools.exceptions import (
@@ -53,8 +53,7 @@ _OPENED_MAX: Final = 1024
 _COPIED_ROLES: Final = frozenset({Role.STATE, Role.SIGVAULT})
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(msgspec.Struct, frozen=True):
     """An object whose key is known.
 
     Attributes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 
 class TokenBucket:
@@ -53,8 +54,7 @@ class TokenBucket:
             self._sleep(delay)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The limits of a store; None is no limit."""
 
     upload: TokenBucket | None = None

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -89,8 +88,7 @@ class LockRecord(msgspec.Struct, frozen=True, kw_only=True):
     released: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LockInfo:
+class LockInfo(msgspec.Struct, frozen=True):
     """A lock as found in the repository: all objects of one owner.
 
     Attributes:

@@ -13,9 +13,10 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, BinaryIO, TypeVar, cast
+
+import msgspec
 
 from incremental_backups_tools import durable
 from incremental_backups_tools.exceptions import (
@@ -54,8 +55,7 @@ _PIECE_LEN = 8 << 20
 _LIMITED_PIECE_LEN = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteOptions:
+class RemoteOptions(msgspec.Struct, frozen=True):
     """What holds for every remote store.
 
     Attributes:
@@ -66,7 +66,7 @@ class RemoteOptions:
 
     spool_directory: str | None = None
     limits: Limits = UNLIMITED
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy = msgspec.field(default_factory=RetryPolicy)
 
 
 class Kind(Enum):
@@ -77,8 +77,7 @@ class Kind(Enum):
     OTHER = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A name in a listing; *size* is in bytes, None where the storage does not tell it."""
 
     base: str
@@ -86,8 +85,7 @@ class Listed:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """A complete local file on its way to a name.
 
     Attributes:

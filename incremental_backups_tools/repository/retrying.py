@@ -13,8 +13,9 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import msgspec
 
 from incremental_backups_tools.exceptions import BackupError
 
@@ -78,8 +79,7 @@ _LASTING_CLASSES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True):
     """How often and how long.
 
     Attributes:

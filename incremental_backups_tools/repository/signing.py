@@ -12,8 +12,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from incremental_backups_tools.exceptions import FormatError, IntegrityError
 
@@ -70,8 +71,7 @@ class Signer:
         return b"\n".join([_BEGIN, *lines, _END, b""])
 
 
-@dataclass(frozen=True, slots=True)
-class Verifier:
+class Verifier(msgspec.Struct, frozen=True):
     """Knows whose signatures count.
 
     Attributes:
@@ -118,8 +118,7 @@ class Digests:
         return hasher.digest() if hasher is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Blob:
+class _Blob(msgspec.Struct, frozen=True):
     public_key: bytes
     namespace: bytes
     hash_name: bytes

@@ -12,9 +12,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+
+import msgspec
 
 from incremental_backups_tools.exceptions import (
     IntegrityError,
@@ -30,8 +31,7 @@ NAME_PART_MAX = 255
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(msgspec.Struct, frozen=True):
     """One object of a listing: its whole name in the store, and its size in bytes.
 
     Attributes:
@@ -44,8 +44,7 @@ class ObjectInfo:
     digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFeatures:
+class StoreFeatures(msgspec.Struct, frozen=True):
     """What a store can promise.
 
     Attributes:

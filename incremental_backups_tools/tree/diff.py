@@ -6,8 +6,9 @@ Both indexes are sorted streams; comparing them is a merge join that holds one e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+import msgspec
 
 from incremental_backups_tools.tree.entry import DIRECTORY, FILE, Entry, sort_key
 from incremental_backups_tools.tree.index import IndexData, IndexedEntry
@@ -91,8 +92,7 @@ def metadata_identity(entry: Entry) -> tuple[object, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One step from an index to the next.
 
     Attributes:
@@ -115,8 +115,7 @@ class Change:
         return self.entry.path
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+class Diff(msgspec.Struct, frozen=True):
     """All changes between two indexes, in sort order.
 
     Attributes:

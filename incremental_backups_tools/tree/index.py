@@ -14,7 +14,6 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
 
 import msgspec
@@ -59,8 +58,7 @@ class IndexHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     root_b64: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """What could not be read, or was skipped: a path and why."""
 
     path: bytes
@@ -70,8 +68,7 @@ class Problem:
         return f"{printable(self.path)}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedEntry:
+class IndexedEntry(msgspec.Struct, frozen=True):
     """An entry and, for a regular file, its librsync signature."""
 
     entry: Entry

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 from incremental_backups_tools.delta.small_files import SmallFileSigning
 from incremental_backups_tools.tree.listing import Reader, ReadLimits, make_reader
@@ -51,8 +52,7 @@ class ReadFile(NamedTuple):
     sig_digest: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFiles:
+class ReadFiles(msgspec.Struct, frozen=True):
     """Plain small files of one directory, one after the other in the order of the walk.
 
     Attributes:

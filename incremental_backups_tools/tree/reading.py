@@ -9,8 +9,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
+
+import msgspec
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import printable
@@ -23,8 +24,7 @@ CHUNK_LEN: Final = 1 << 18
 MAX_ATTEMPTS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedFile:
+class OpenedFile(msgspec.Struct, frozen=True):
     """A regular file that is about to be read.
 
     Attributes:

@@ -7,8 +7,9 @@ import functools
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from incremental_backups_tools.exceptions import UnsafePathError
 from incremental_backups_tools.tree.entry import printable
@@ -17,8 +18,7 @@ _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_NODE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(slots=True)
-class _Level:
+class _Level(msgspec.Struct):
     """A directory that is being emptied: its name, which one it is, and the directories left in it."""
 
     name: bytes

@@ -18,8 +18,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from incremental_backups_tools.exceptions import SourceError
 from incremental_backups_tools.tree.entry import ROOT, printable
@@ -53,8 +54,7 @@ class RemoteFile(Protocol):
         """The first *size* bytes in pieces, fewer where it ends before. Raises SourceError."""
 
 
-@dataclass(slots=True)
-class Found:
+class Found(msgspec.Struct):
     """One name that the walk came by.
 
     Attributes:
@@ -84,8 +84,7 @@ class Found:
     seen_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(msgspec.Struct, frozen=True):
     """Names of one directory that the walk passed over.
 
     Attributes:
@@ -111,8 +110,7 @@ class Passed:
             yield self._prefix + self._listing.name(number), size
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Names of one directory that the walk left to somebody who reads them together.
 
     Attributes:
@@ -142,8 +140,7 @@ class Run:
         return Found(self.prefix + name, name, self._dir_fd, info, seen_ns=self.begin_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class LastName:
+class LastName(msgspec.Struct, frozen=True):
     """A name that the walk came by, to be read as long as its descriptors last."""
 
     _listing: Listing
@@ -181,8 +178,7 @@ class AnyWalk(Protocol):
         """As :meth:`Walk.last_name`; None where it cannot be read so."""
 
 
-@dataclass(slots=True)
-class _Level:
+class _Level(msgspec.Struct):
     """A directory that the walk is in. ``fd`` is -1 while it is closed, or where it cannot be had again."""
 
     prefix: bytes  # the path with a slash; empty for the root

@@ -18,9 +18,9 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from blake3 import blake3
 
 from incremental_backups_tools.durable import sync_filesystem
@@ -48,8 +48,7 @@ BATCH_FILES: Final = 1024
 BATCH_BYTES: Final = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Entered:
+class _Entered(msgspec.Struct, frozen=True):
     """A directory that is being written to.
 
     Attributes:
@@ -60,8 +59,7 @@ class _Entered:
     is_ours: bool
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct):
     """Something to be done to a name when everything before it has been.
 
     Attributes:
