@@ -18,19 +18,19 @@ import os
 import posixpath
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import BinaryIO, Final
 
 import msgspec
 
 from incremental_backups_tools.chain.index_cache import parse_resolved
 from incremental_backups_tools.chain.line_search import LineSearch, iter_record_frames, read_frame_table
+from incremental_backups_tools.chain.lost_names import lost_names
 from incremental_backups_tools.chain.policy import MAX_MOVED_RATIO, MAX_MOVED_TRIES, MIN_MOVED_LEN
 from incremental_backups_tools.chain.resolve import ResolvedEntry
 from incremental_backups_tools.exceptions import FormatError, UnsafePathError
-from incremental_backups_tools.tree.entry import FILE, ROOT, bytes_of
+from incremental_backups_tools.tree.entry import FILE, bytes_of
 
 # An empty name is a temporary database in a file that SQLite makes and removes.
 _SCHEMA: Final = """
@@ -49,15 +49,10 @@ _SMALLER: Final = """
     WHERE sign = ? AND size < ? AND size >= ? ORDER BY size DESC LIMIT ?
 """
 _CACHE_KIB: Final = 8 << 10
-_PATH: Final = b'{"path":"'
-_IS_DIRECTORY: Final = b'","type":"dir",'
 _PENDING_ROWS: Final = 16 << 10
 
 # A name such as "Makefile" may be there a thousand times. Of each kind so many are looked at, nearest size first.
 _MAX_LOOKED_AT: Final = 32
-
-# Of a directory with more names all are taken for gone until they are asked for: they would not stay in memory.
-_MAX_LISTED: Final = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +64,8 @@ class _Line(msgspec.Struct):
     path_b64: str | None = None
     type: str | None = None
     size: int = 0
-    mtime_ns: int = 0
     link_of: str | None = None
     link_of_b64: str | None = None
-    ctime_ns: int | None = None
     inode: int | None = None
     dev: int | None = None
     sig_digest: str | None = None
@@ -173,109 +166,9 @@ class MovedFiles:
 
     def _iter_lines(self, *, has_all: bool) -> Iterator[bytes]:
         """Lines of the parent's index: all, or those of files that may be gone."""
-        remaining = _Remaining(self._source)
+        lost = lost_names(self._source)
         for block in iter_record_frames(self._index, read_frame_table(self._index)):
-            yield from block[:-1].split(b"\n") if has_all else remaining.lacked(block)
-
-
-class _Remaining:
-    """Tells of the lines of an index, in their order, which are of files that are still there.
-
-    Args:
-        source: the directory that the index was of.
-    """
-
-    def __init__(self, source: bytes) -> None:
-        self._source = source
-        # Of the directories above a line: what lines of names in them begin with, and the inodes of the regular files
-        # that are there, by their names. None where the directory is as it was.
-        self._above: list[tuple[bytes, dict[bytes, int] | None]] = []
-
-    def lacked(self, block: bytes) -> Iterator[bytes]:
-        """Of some lines, each with its newline, those of files that may have lost their names, and a few others.
-
-        Between the lines of directories are those of names in them, or in one above. Of a directory that is as it was
-        none is looked at.
-        """
-        begin = 0
-        while (found := block.find(_IS_DIRECTORY, begin)) >= 0:
-            line = max(begin, block.rfind(b"\n", begin, found) + 1)
-            yield from self._lacked_of(block[begin:line])
-            begin = block.index(b"\n", found) + 1
-            self._enter(block[line : begin - 1], found - line)
-        yield from self._lacked_of(block[begin:])
-
-    def _lacked_of(self, lines: bytes) -> Iterator[bytes]:
-        """The same of lines without directories. First come those of the last directory, then of those above it."""
-        last = lines.rfind(b"\n", 0, -1) + 1
-        for beginning, files in reversed(self._above):
-            if files is not None:
-                break
-            if lines.startswith(beginning, last):
-                return  # all are of directories that are as they were
-        begin = 0
-        while begin < len(lines):
-            self._leave(lines[begin : lines.index(b"\n", begin)])
-            beginning, files = self._above[-1] if self._above else (b"", {})
-            end = _end_of_lines(lines, begin, beginning)
-            if files is not None:
-                yield from _without_inode(lines[begin : end - 1].split(b"\n"), len(beginning), files)
-            begin = end
-
-    def _enter(self, raw: bytes, end: int) -> None:
-        """Go on in a directory, by its line, in which its path ends at *end*."""
-        self._leave(raw)
-        if not raw.startswith(_PATH) or b"\\" in raw[:end]:
-            self._above.append(
-                (raw[:end], {})
-            )  # a name that JSON has in another form: it is not asked what is there
-            return
-        path = raw[len(_PATH) : end]
-        begin = raw[:end] + b"/" if path != ROOT else _PATH
-        self._above.append((begin, self._files_of(path, _decoder.decode(raw))))
-
-    def _leave(self, raw: bytes) -> None:
-        while self._above and not raw.startswith(self._above[-1][0]):
-            self._above.pop()
-
-    def _files_of(self, path: bytes, before: _Line) -> dict[bytes, int] | None:
-        fs_path = os.path.join(self._source, path)
-        try:
-            info = os.lstat(fs_path)
-            now = info.st_ctime_ns, info.st_mtime_ns, info.st_ino
-            if now == (before.ctime_ns, before.mtime_ns, before.inode):
-                return None
-            if not stat.S_ISDIR(info.st_mode):
-                return {}
-            with os.scandir(fs_path) as names:
-                first = list(islice(names, _MAX_LISTED + 1))
-        except OSError:
-            return {}
-        if len(first) > _MAX_LISTED:
-            return {}
-        return {name.name: name.inode() for name in first if name.is_file(follow_symlinks=False)}
-
-
-def _without_inode(lines: Iterable[bytes], begin: int, files: Mapping[bytes, int]) -> Iterator[bytes]:
-    """Lines of which *files*, by the names that begin at *begin*, have none with their inode."""
-    for raw in lines:
-        inode = files.get(raw[begin : raw.find(b'"', begin)])
-        if inode is None or b'"inode":%d,' % inode not in raw:
-            yield raw
-
-
-def _end_of_lines(lines: bytes, begin: int, beginning: bytes) -> int:
-    """Where the lines from *begin* on end that begin so; the first one does, and after them come only others."""
-    end = len(lines)
-    while True:
-        following = lines.index(b"\n", begin) + 1
-        if following >= end:
-            return end
-        middle = max(following, lines.rfind(b"\n", begin, (begin + end) // 2) + 1)
-        if lines.startswith(beginning, middle):
-            begin = middle
-        else:
-            end = middle
+            yield from block[:-1].split(b"\n") if has_all else lost.of(block)
 
 
 def _with_sign(connection: sqlite3.Connection, sign: int, size: int) -> list[bytes]:

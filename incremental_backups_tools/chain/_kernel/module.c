@@ -1,6 +1,5 @@
-/* The Python face of plain.c. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+/* The Python face of plain.c, and the module. */
+#include "chain_parts.h"
 
 #include <string.h>
 
@@ -443,6 +442,7 @@ static PyMethodDef methods[] = {
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, add_hashing_functions},
+    {Py_mod_exec, ibt_add_lost_names},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
@@ -455,7 +455,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "incremental_backups_tools.chain._native",
-    .m_doc = "What plain files are in archives and lists, in C; incremental_backups_tools.chain._plain_twin says what.",
+    .m_doc = "The loops of a backup in C; the modules _*_twin of incremental_backups_tools.chain say what they do.",
     .m_size = sizeof(module_state),
     .m_methods = methods,
     .m_slots = slots,
