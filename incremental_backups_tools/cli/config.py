@@ -19,10 +19,10 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import click
-import msgspec
 import platformdirs
 
 from incremental_backups_tools.repository.locations import APPLICATION
@@ -32,7 +32,8 @@ _TEXTS: Final = ("repository", "hot-prefix", "limit-upload", "limit-download")
 _STORAGE: Final = "storage"
 
 
-class Config(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Config:
     """What the file says.
 
     Attributes:
@@ -45,7 +46,7 @@ class Config(msgspec.Struct, frozen=True):
     hot_prefix: str | None = None
     limit_upload: str | None = None
     limit_download: str | None = None
-    storage: Mapping[str, Mapping[str, object]] = msgspec.field(default_factory=dict)
+    storage: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def storage_options(self, url: str) -> dict[str, object]:
         """The options of a URL: its protocol's, then those of each beginning of it, the longest last."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import dataclass
 from enum import IntEnum
 
 import click
-import msgspec
 
 from incremental_backups_tools.cli.options import Settings
 from incremental_backups_tools.cli.output import (
@@ -53,7 +53,8 @@ _STATUS_OF: tuple[tuple[type[BackupError], ExitStatus], ...] = (
 )
 
 
-class Failure(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Failure:
     """An error as it is shown: exit status, the error's kind, and a message of one line."""
 
     status: ExitStatus

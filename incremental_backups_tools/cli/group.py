@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import click
-import msgspec
 
 
-class LazyCommand(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
     """A command that is not imported yet.
 
     Attributes:

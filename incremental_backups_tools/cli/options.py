@@ -6,11 +6,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import click
-import msgspec
 
 from incremental_backups_tools.cli.output import show_library_debugging
 
@@ -21,7 +21,8 @@ _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 REPOSITORY_VARIABLE: Final = "IBT_REPOSITORY"
 
 
-class Settings(msgspec.Struct):
+@dataclass(slots=True)
+class Settings:
     """What the options that all commands share say. They may stand before a command's name and behind it."""
 
     repository: str | None = None
@@ -30,7 +31,7 @@ class Settings(msgspec.Struct):
     quiet: bool = False
     verbosity: int = 0
     threads: int | None = None
-    storage_options: dict[str, object] = msgspec.field(default_factory=dict)
+    storage_options: dict[str, object] = field(default_factory=dict)
     limit_upload: int | None = None
     limit_download: int | None = None
 

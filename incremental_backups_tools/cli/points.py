@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import click
-import msgspec
 
 from incremental_backups_tools.chain.history import History
 from incremental_backups_tools.chain.look import only_key, point_header, split_point
@@ -13,7 +14,8 @@ from incremental_backups_tools.points.when import LATEST
 from incremental_backups_tools.repository.repository import Repository
 
 
-class Point(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Point:
     """A backup that was found: its header, and the history of its key."""
 
     history: History

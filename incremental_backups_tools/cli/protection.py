@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import click
-import msgspec
 
 from incremental_backups_tools.chain.history import History, open_repository
 from incremental_backups_tools.chain.newest import describe_rollback, remember_newest
@@ -35,7 +35,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _META: Final = "incremental_backups_tools.keys"
 
 
-class _Keys(msgspec.Struct):
+@dataclass(slots=True)
+class _Keys:
     """What the options name; files are not read yet."""
 
     identity: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class _Keys(msgspec.Struct):
     passphrase_file: str | None = None
     passphrase: bool = False
     cache_dir: str | None = None
-    files: dict[str, bytes] = msgspec.field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def _set(context: click.Context, parameter: click.Parameter, value: Any) -> None:

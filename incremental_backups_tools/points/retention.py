@@ -36,8 +36,6 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from typing import Final
 
-import msgspec
-
 from incremental_backups_tools.points.periods import Unit, civil_time, period_number, seconds_at
 from incremental_backups_tools.points.rotation import RotationPolicy, rotation_reasons
 from incremental_backups_tools.repository.layout import parse_backup_id, validate_backup_id
@@ -201,7 +199,8 @@ class Point:
         return parse_backup_id(self.backup_id)
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
     """What becomes of a backup; *reasons* has one text for each rule that keeps it, and none where it goes."""
 
     backup_id: str
@@ -249,7 +248,8 @@ def plan_retention(
     ]
 
 
-class _Rule(msgspec.Struct):
+@dataclass(slots=True)
+class _Rule:
     """A rule that keeps the newest of each period, and how far it has come from the newest to the oldest."""
 
     unit: Unit | None  # None: every backup is a period of its own

@@ -13,10 +13,9 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, BinaryIO, TypeVar, cast
-
-import msgspec
 
 from incremental_backups_tools import durable
 from incremental_backups_tools.exceptions import (
@@ -55,7 +54,8 @@ _PIECE_LEN = 8 << 20
 _LIMITED_PIECE_LEN = 1 << 20
 
 
-class RemoteOptions(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
     """What holds for every remote store.
 
     Attributes:
@@ -66,7 +66,7 @@ class RemoteOptions(msgspec.Struct, frozen=True):
 
     spool_directory: str | None = None
     limits: Limits = UNLIMITED
-    retry: RetryPolicy = msgspec.field(default_factory=RetryPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class Kind(Enum):
@@ -77,7 +77,8 @@ class Kind(Enum):
     OTHER = auto()
 
 
-class Listed(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Listed:
     """A name in a listing; *size* is in bytes, None where the storage does not tell it."""
 
     base: str
@@ -85,7 +86,8 @@ class Listed(msgspec.Struct, frozen=True):
     size: int | None = None
 
 
-class Upload(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Upload:
     """A complete local file on its way to a name.
 
     Attributes:

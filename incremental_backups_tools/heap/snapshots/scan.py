@@ -204,7 +204,7 @@ class Scan:
             self._refuse(found, None, reason)
             return
         # The walk's own descriptor is closed when it goes on.
-        own = replace(found, dir_fd=os.dup(found.dir_fd))
+        own = msgspec.structs.replace(found, dir_fd=os.dup(found.dir_fd))
         before = old if old is not None and old.is_content_holder else None
         hint = object_of(before) if before is not None else None
         self._add(_Item(own, old, pool.submit(self._storer.store, own, before, hint)))
