@@ -1,7 +1,7 @@
 """Making many new files, in plain Python: what the C extension does, to be read and to be compared with.
 
-Each file is made under its temporary name, written, given its metadata, and renamed. For each the answer is 0,
-an errno, or one of the codes below; unless it is 0, nothing is left of the file.
+Each content is compared with its digest. Each file is made under its temporary name, written, given its metadata, and
+renamed. For each the answer is 0, an errno, or one of the codes below; unless it is 0, nothing is left of the file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from blake3 import blake3
+
 if TYPE_CHECKING:
     from incremental_backups_tools.tree.creation import NewFile
 
@@ -23,6 +25,12 @@ HAS_ATTRIBUTES: Final = -1
 
 CANCELLED: Final = -2
 """Not begun: the whole disk failed at one before it."""
+
+OTHER_CONTENT: Final = -3
+"""The content has another digest: nothing was made."""
+
+MAX_CONTENT_LEN: Final = 1 << 20
+"""A longer content has no digest here."""
 
 _FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 _OPEN_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,7 +50,11 @@ def create_files(files: Sequence[NewFile], /) -> list[int]:
                 raise ValueError("a name must be one component without NUL")
     codes: list[int] = []
     for file in files:
-        codes.append(CANCELLED if _FATAL.intersection(codes) else _create(file))
+        content = memoryview(file.content)
+        if len(content) > MAX_CONTENT_LEN or blake3(content).digest() != file.digest:
+            codes.append(OTHER_CONTENT)
+        else:
+            codes.append(CANCELLED if _FATAL.intersection(codes) else _create(file))
     return codes
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CANCELLED: Final = _twin.CANCELLED
+OTHER_CONTENT: Final = _twin.OTHER_CONTENT
+MAX_CONTENT_LEN: Final = _twin.MAX_CONTENT_LEN
 
 
 class NewFile(NamedTuple):
@@ -26,6 +28,8 @@ class NewFile(NamedTuple):
         dir_fd: the directory that it comes to lie in.
         temporary: a name in there that is not taken.
         final: the name it is renamed to once it is whole; None leaves it under the temporary one.
+        content: one of more than MAX_CONTENT_LEN bytes counts as another than was promised.
+        digest: BLAKE3 that the content must have, or nothing is made; None is one that none has.
         first_mode: permissions while it is being written, before the umask.
         mode: permissions that it ends with, without setuid and setgid.
         uid, gid: owner that it ends with, -1 to leave it.
@@ -36,6 +40,7 @@ class NewFile(NamedTuple):
     temporary: bytes
     final: bytes | None
     content: Buffer
+    digest: bytes | None
     first_mode: int
     mode: int
     uid: int

@@ -24,9 +24,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from blake3 import blake3
 
-from incremental_backups_tools.exceptions import BackupError, UnsafePathError
+from incremental_backups_tools.exceptions import BackupError, IntegrityError, UnsafePathError
 from incremental_backups_tools.idle import IdleWorkers
-from incremental_backups_tools.tree.creation import NewFile, choose_creator
+from incremental_backups_tools.tree.creation import MAX_CONTENT_LEN, OTHER_CONTENT, NewFile, choose_creator
 from incremental_backups_tools.tree.destination import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -43,7 +43,7 @@ SourceT = TypeVar("SourceT")
 SourceT_contra = TypeVar("SourceT_contra", contravariant=True)
 
 # A larger file has a worker to itself and goes through it piece by piece.
-MAX_SMALL_LEN: Final = 1 << 20
+MAX_SMALL_LEN: Final = MAX_CONTENT_LEN
 # A batch is closed at the next place where its content ends a piece of an archive that is read as one, and
 # where that does not come, at four times as much. Chosen so that a batch is a few frames; not tuned by measuring.
 BATCH_LEN: Final = 2 << 20
@@ -305,24 +305,22 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
             self._go_on()
 
     def _make_batch(self, batch: _Batch[SourceT]) -> list[Exception | int]:
-        """In a worker: make the files of *batch*. For each 0, what is wrong with its content, or a creator's code."""
+        """In a worker: make the files of *batch*. For each 0, what is wrong with its content, or an errno or a code."""
         outcomes: list[Exception | int] = [0] * len(batch.files)
         made: list[int] = []
         new: list[NewFile] = []
         contents = self._contents.read_small([file.source for file in batch.files])
         for position, (file, content) in enumerate(zip(batch.files, contents, strict=True)):
-            try:
-                if isinstance(content, BackupError):
-                    raise content
-                check_content(file.entry, len(content), blake3(content))
-            except BackupError as error:
-                outcomes[position] = error
+            if isinstance(content, BackupError):
+                outcomes[position] = content
             else:
                 made.append(position)
                 new.append(self._new_file(file, content))
         if not self._stop.is_set():
             for position, code in zip(made, choose_creator()(new), strict=True):
                 outcomes[position] = code
+                if code == OTHER_CONTENT:
+                    outcomes[position] = _wrong_content(batch.files[position].entry, contents[position])
         return outcomes
 
     def _new_file(self, file: _SmallFile[SourceT], content: bytes | memoryview) -> NewFile:
@@ -333,6 +331,7 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
             file.temporary,
             entry.path.rpartition(b"/")[2] if file.at_once else None,
             content,
+            entry.digest,
             entry.mode & 0o777 if file.is_ours else 0o600,
             entry.mode,
             uid,
@@ -437,6 +436,16 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         job.close()
         self._jobs.discard(job)
         self._waiting -= names
+
+
+def _wrong_content(entry: Entry, content: bytes | memoryview | BackupError) -> Exception | int:
+    """What is wrong with a content whose digest is not the one that *entry* promises."""
+    try:
+        assert not isinstance(content, BackupError)  # it had a digest
+        check_content(entry, len(content), blake3(content))
+    except IntegrityError as error:
+        return error
+    raise AssertionError("a content has two digests")
 
 
 def _is_small(entry: Entry) -> bool:

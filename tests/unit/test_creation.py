@@ -10,9 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from support.faults import tmpfs
 
-from incremental_backups_tools.tree.creation import CANCELLED, NewFile, choose_creator
+from incremental_backups_tools.tree.creation import (
+    CANCELLED,
+    MAX_CONTENT_LEN,
+    OTHER_CONTENT,
+    NewFile,
+    choose_creator,
+)
 
 Creator = Callable[[Sequence[NewFile]], list[int]]
 DEFAULT_ACL = bytes.fromhex(
@@ -35,7 +42,7 @@ def directory(tmp_path: Path, no_open_descriptors: None) -> Iterator[int]:
 
 def new(directory: int, name: bytes | None, content: bytes = b"content", **more: object) -> NewFile:
     fields = {"temporary": b".tmp", "first_mode": 0o600, "mode": 0o644, "uid": -1, "gid": -1, "mtime_ns": 0}
-    fields |= {"check_attributes": True, **more}
+    fields |= {"check_attributes": True, "digest": blake3(content).digest(), **more}
     return NewFile(dir_fd=directory, final=name, content=content, **fields)  # type: ignore[arg-type]
 
 
@@ -61,6 +68,25 @@ def test_files_get_content_mode_and_time(
         with open(path, "rb") as made:
             assert made.read() == bytes(file.content)
         assert (stat.S_IMODE(info.st_mode), info.st_mtime_ns) == (file.mode, mtime_ns)
+
+
+def test_another_content_than_was_promised_is_not_made(
+    tmp_path: Path, create: Creator, directory: int
+) -> None:
+    right = blake3(b"content").digest()
+    files = [
+        new(directory, b"a"),
+        new(directory, b"b", b"other", digest=right),
+        new(directory, b"c", digest=None),
+        new(directory, b"d", digest=right[:31]),
+        new(directory, b"e", bytes(MAX_CONTENT_LEN)),
+        new(directory, b"f", bytes(MAX_CONTENT_LEN - 1), digest=blake3(bytes(MAX_CONTENT_LEN)).digest()),
+        new(directory, b"g", b""),
+        new(directory, b"h", b"", digest=right),
+        new(directory, b"i", bytes(MAX_CONTENT_LEN + 1)),
+    ]
+    assert create(files) == [0, *[OTHER_CONTENT] * 3, 0, OTHER_CONTENT, 0, *[OTHER_CONTENT] * 2]
+    assert sorted(os.listdir(tmp_path)) == ["a", "e", "g"]
 
 
 def test_the_umask_decides_nothing(tmp_path: Path, create: Creator, directory: int) -> None:
@@ -120,7 +146,7 @@ def test_a_full_disk_ends_it_and_leaves_whole_files_only(tmp_path: Path, create:
     with tmpfs(tmp_path / "disk", size=1 << 20):
         descriptor = os.open(tmp_path / "disk", os.O_RDONLY)
         try:
-            sizes = [100_000, 2_000_000, 10]
+            sizes = [100_000, 1_000_000, 10]
             files = [new(descriptor, b"%d" % size, bytes(size)) for size in sizes]
             assert create(files) == [0, errno.ENOSPC, CANCELLED]
         finally:

@@ -21,6 +21,22 @@ ibt_is_fatal(int error)
     return error == ENOSPC || error == EDQUOT || error == EROFS || error == EIO;
 }
 
+void
+ibt_check_contents(const ibt_new_file *files, size_t count, ibt_message *messages, uint8_t *digests, int *codes)
+{
+    size_t wanted = 0;
+    for (size_t i = 0; i < count; i++)
+        if (files[i].digest && files[i].content_len <= IBT_BLAKE3_MAX)
+            messages[wanted++] =
+                (ibt_message){files[i].content, files[i].content_len, digests + i * IBT_BLAKE3_LEN};
+    ibt_blake3_many(messages, wanted);
+    for (size_t i = 0; i < count; i++)
+        codes[i] = files[i].digest && files[i].content_len <= IBT_BLAKE3_MAX &&
+                           memcmp(digests + i * IBT_BLAKE3_LEN, files[i].digest, IBT_BLAKE3_LEN) == 0
+                       ? 0
+                       : IBT_OTHER_CONTENT;
+}
+
 static int
 write_all(int fd, const char *data, size_t len)
 {

@@ -21,10 +21,10 @@ parse_file(PyObject *item, ibt_new_file *file, file_owner *owner)
         PyErr_SetString(PyExc_TypeError, "a file is a tuple");
         return -1;
     }
-    const char *temporary, *final;
-    Py_ssize_t temporary_len, final_len;
-    if (!PyArg_ParseTuple(item, "iy#z#y*iiLLLp:create_files", &file->dir_fd, &temporary, &temporary_len, &final,
-                          &final_len, &owner->content, &first_mode, &mode, &uid, &gid, &mtime_ns,
+    const char *temporary, *final, *digest;
+    Py_ssize_t temporary_len, final_len, digest_len;
+    if (!PyArg_ParseTuple(item, "iy#z#y*z#iiLLLp:create_files", &file->dir_fd, &temporary, &temporary_len, &final,
+                          &final_len, &owner->content, &digest, &digest_len, &first_mode, &mode, &uid, &gid, &mtime_ns,
                           &file->check_attributes))
         return -1;
     owner->item = Py_NewRef(item);
@@ -37,6 +37,7 @@ parse_file(PyObject *item, ibt_new_file *file, file_owner *owner)
     file->final = final;
     file->content = owner->content.buf;
     file->content_len = (size_t)owner->content.len;
+    file->digest = digest && digest_len == IBT_BLAKE3_LEN ? (const uint8_t *)digest : NULL;
     file->first_mode = (mode_t)first_mode;
     file->mode = (mode_t)mode;
     file->uid = uid;
@@ -66,6 +67,8 @@ native_create_files(PyObject *module, PyObject *arg)
     PyObject *result = NULL;
     ibt_new_file *files = NULL;
     file_owner *owners = NULL;
+    ibt_message *messages = NULL;
+    uint8_t *digests = NULL;
     int *codes = NULL;
     Py_ssize_t count = 0;
     /* A tuple of its own: nobody can change it while the lock is released. */
@@ -75,8 +78,10 @@ native_create_files(PyObject *module, PyObject *arg)
     count = PyTuple_GET_SIZE(items);
     files = PyMem_Calloc((size_t)count + 1, sizeof *files);
     owners = PyMem_Calloc((size_t)count + 1, sizeof *owners);
+    messages = PyMem_Calloc((size_t)count + 1, sizeof *messages);
+    digests = PyMem_Calloc((size_t)count + 1, IBT_BLAKE3_LEN);
     codes = PyMem_Calloc((size_t)count + 1, sizeof *codes);
-    if (!files || !owners || !codes) {
+    if (!files || !owners || !messages || !digests || !codes) {
         PyErr_NoMemory();
         goto exit;
     }
@@ -85,8 +90,10 @@ native_create_files(PyObject *module, PyObject *arg)
             goto exit;
     Py_BEGIN_ALLOW_THREADS
     int is_fatal = 0;
+    ibt_check_contents(files, (size_t)count, messages, digests, codes);
     for (Py_ssize_t i = 0; i < count; i++) {
-        codes[i] = is_fatal ? IBT_CANCELLED : ibt_create_file(&files[i]);
+        if (codes[i] == 0)
+            codes[i] = is_fatal ? IBT_CANCELLED : ibt_create_file(&files[i]);
         is_fatal = is_fatal || ibt_is_fatal(codes[i]);
     }
     Py_END_ALLOW_THREADS
@@ -98,6 +105,8 @@ exit:
     }
     PyMem_Free(files);
     PyMem_Free(owners);
+    PyMem_Free(messages);
+    PyMem_Free(digests);
     PyMem_Free(codes);
     Py_DECREF(items);
     return result;
