@@ -1,5 +1,5 @@
-/* Which lines of an index are of files that may have lost their names since. The contract is that of the class of the same
- * name in _lost_names_twin.py, line for line.
+/* Which lines of an index are of files that may have lost their names since. The contract is that of the class of the
+ * same name in _lost_names_twin.py, line for line.
  *
  * Nothing here knows Python or reads outside of the lengths that it is given, whatever the bytes are. */
 #ifndef IBT_LOST_NAMES_H
@@ -25,7 +25,7 @@ typedef struct {
     size_t count, room;
 } ibt_spans;
 
-/* Go on with some lines, each with its newline, and add those that are wanted to *found*. 0, or an errno without memory. */
+/* Go on with some lines, each with its newline, and add those that are wanted to *found*. 0, or ENOMEM. */
 int ibt_lost_names_of(ibt_lost_names *self, const char *block, size_t len, ibt_spans *found);
 void ibt_lost_names_free(ibt_lost_names *self);
 

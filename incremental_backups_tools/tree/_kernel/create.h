@@ -28,8 +28,8 @@ typedef struct {
     int check_attributes;
 } ibt_new_file;
 
-/* Whether each content has its digest, and at most IBT_BLAKE3_MAX bytes: codes[i] becomes 0 or IBT_OTHER_CONTENT. messages and digests have room for count;
- * what they are given is of no use to anybody. */
+/* Whether each content has its digest, and at most IBT_BLAKE3_MAX bytes: codes[i] becomes 0 or IBT_OTHER_CONTENT.
+ * messages and digests have room for count; what they are given is of no use to anybody. */
 void ibt_check_contents(const ibt_new_file *files, size_t count, ibt_message *messages, uint8_t *digests, int *codes);
 
 /* Returns 0, an errno, or IBT_HAS_ATTRIBUTES; but for 0 nothing is left of the file. */
