@@ -27,9 +27,8 @@ class _Run(msgspec.Struct):
     reader: VolumeReader
     position: int
     end: int
-    members: deque[tuple[int, int]] = msgspec.field(
-        default_factory=deque
-    )  # beginning and end, those not yet written
+    # Beginning and end of those that are not written yet.
+    members: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
 
 
 class Carrier:

@@ -106,9 +106,8 @@ class _Table(msgspec.Struct):
     strong: int
     weak_sums: list[int] = msgspec.field(default_factory=list)
     strong_sums: list[bytes] = msgspec.field(default_factory=list)
-    blocks: dict[tuple[int, bytes], int] = msgspec.field(
-        default_factory=dict
-    )  # the first block with both sums
+    # The first block with both sums.
+    blocks: dict[tuple[int, bytes], int] = msgspec.field(default_factory=dict)
     weak_set: set[int] = msgspec.field(default_factory=set)
 
     def continues(self, block: int, weak: int) -> bool:

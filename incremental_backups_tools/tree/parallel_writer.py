@@ -438,7 +438,7 @@ class ParallelWriter(TreeWriter, Generic[SourceT]):
         self._waiting -= names
 
 
-def _wrong_content(entry: Entry, content: bytes | memoryview | BackupError) -> Exception | int:
+def _wrong_content(entry: Entry, content: bytes | memoryview | BackupError) -> IntegrityError:
     """What is wrong with a content whose digest is not the one that *entry* promises."""
     try:
         assert not isinstance(content, BackupError)  # it had a digest
